@@ -80,7 +80,8 @@ def main():
     pip("install", "--quiet", *torch_options(torch), torch, mend=again)
     pip("install", "--quiet", "-r", str(LOCK), mend=again)
     pip("install", "--quiet", "--no-deps", "--no-build-isolation", "-e", str(ROOT), mend=again)
-    cuda = subprocess.run([PYTHON, "-c", "import torch; print(torch.version.cuda or '')"], capture_output=True, text=True)
+    cuda = subprocess.run([PYTHON, "-c", "import torch; print(torch.version.cuda or '')"],
+                          capture_output=True, text=True)
     if cuda.returncode or cuda.stdout.strip():
         stop(f"a CPU build of {torch} is needed, but {VENV.name} holds a CUDA build or one that does not import: "
              f"remove {VENV.name} and run make TORCH_INDEX=URL with an index of CPU wheels.")
