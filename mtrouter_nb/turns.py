@@ -12,9 +12,9 @@ __all__ = ['SCHEMA_VERSION', 'END_REJECTED', 'END_STEPS', 'END_ERROR', 'SEVERITY
 # %% ../nbs/01_turns.ipynb #cell-002
 import hashlib
 import json
+import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -351,7 +351,8 @@ def save_turns(log: TurnLog, folder, format: str = "parquet") -> Path:
     "Write `log` to `folder` (replaced whole), tables as `format` \"parquet\" or \"jsonl\". Returns the folder."
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    partial = folder.with_name(f".{folder.name}-{os.getpid()}.part")
+    partial.mkdir()
     try:
         for kind in _SCHEMA: _write_table(getattr(log, kind), partial / f"{kind}.{format}")
         about = dict(schema_version=SCHEMA_VERSION, evidence=log.evidence, source=log.source)
@@ -365,7 +366,8 @@ def _write_table(table: pd.DataFrame, path: Path):
     if path.suffix == ".parquet": return table.to_parquet(path, index=False)
     if path.suffix != ".jsonl": raise ValueError(f"{path.name} is neither .parquet nor .jsonl; choose one of the two.")
     records = table.astype(object).where(table.notna(), None).to_dict("records")
-    lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    lines = (json.dumps({c: v for c, v in record.items() if v is not None}, ensure_ascii=False) + "\n"
+             for record in records)
     with path.open("w", encoding="utf-8", newline="\n") as file: file.writelines(lines)
 
 def _read_table(path: Path) -> pd.DataFrame:
