@@ -73,8 +73,8 @@ def _errand_script(rng, success: bool, p: float, level: int) -> list[str]:
 _SCRIPTS = {"arithmetic": _sum_script, "household": _errand_script}
 
 # %% ../nbs/02a_demo.ipynb #cell-017
-_CRASHES = ("NameError: name 'x' is not defined", "SyntaxError: invalid syntax", "ValueError: invalid literal for int()",
-            "AssertionError: that is not what I expected")
+_CRASHES = ("NameError: name 'x' is not defined", "SyntaxError: invalid syntax",
+            "ValueError: invalid literal for int()", "AssertionError: that is not what I expected")
 
 def _sum_words(rng, event: str, answer: str) -> tuple[str, str]:
     "(action, what the environment says) for an event of an arithmetic episode."

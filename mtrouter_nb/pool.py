@@ -31,7 +31,7 @@ _COLUMNS = {"input_usd_per_mtok": float, "output_usd_per_mtok": float, "max_inpu
 def _pool_table(table: pd.DataFrame, where: str) -> pd.DataFrame:
     "The pool's columns in their order and types, or a `ValueError` that says what is wrong in `where`."
     if missing := [c for c in ("input_usd_per_mtok", "output_usd_per_mtok") if c not in table]:
-        raise ValueError(f"{where} lacks the column {missing[0]!r}; give every model a price in USD per million tokens.")
+        raise ValueError(f"{where} lacks the column {missing[0]!r}; give every model its USD per million tokens.")
     table = table.reindex(columns=list(_COLUMNS)).astype(_COLUMNS)
     table.index = pd.Index(table.index.astype("str"), name="model")
     if table.index.has_duplicates:

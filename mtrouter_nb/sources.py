@@ -7,12 +7,9 @@ __all__ = ['MINT_COMMIT', 'MINT_URL', 'read_mint_upstream', 'cache_dir', 'find_m
            'mint_models', 'download_files', 'download_mint', 'load_mint', 'load_log', 'sample_tasks', 'pool_of']
 
 # %% ../nbs/02_sources.ipynb #cell-002
-import gzip
-import hashlib
-import json
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import quote
 
@@ -20,11 +17,12 @@ import numpy as np
 import pandas as pd
 import pooch
 import requests
-from tqdm.auto import tqdm
+from filelock import FileLock
+from tqdm import tqdm
 
 from .demo import load_demo
 from .pool import MINT_POOL, ModelPool, data_dir, demo_pool, mint_pool
-from .turns import LogError, TurnLog, save_turns, stable_hash, with_feedback
+from .turns import LogError, TurnLog, json_lines, save_turns, stable_hash, with_feedback
 
 # %% ../nbs/02_sources.ipynb #cell-005
 MINT_COMMIT = "3f7f12c10bf763be1e6dbdeb42feb57624121f61"
@@ -35,14 +33,6 @@ def _mint_files(root, models=None) -> list[tuple[str, str, str, Path]]:
     files = sorted(Path(root).glob(f"data/outputs/*/{_SETTING}/*/*/results.jsonl*"))
     found = [(f.parts[-6], f.parts[-3], f.parts[-2], f) for f in files if f.suffix in (".jsonl", ".gz")]
     return [entry for entry in found if models is None or entry[0] in models]
-
-def _json_lines(path: Path) -> Iterator[dict]:
-    "The records of a JSONL file, gzipped or not. Raises `LogError` naming file and row."
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
-        for row, line in enumerate(file, 1):
-            try: yield json.loads(line)
-            except json.JSONDecodeError as error:
-                raise LogError(f"{path}, row {row} is not JSON ({error}); download the file again.") from error
 
 # %% ../nbs/02_sources.ipynb #cell-007
 _CHARACTERS_PER_TOKEN = 3.9
@@ -80,8 +70,7 @@ def _mint_log(tasks: pd.DataFrame, episodes: pd.DataFrame, turns: pd.DataFrame) 
     "The three tables in a fixed order as a log; ids and scores that the reference tables leave out are added."
     episodes = episodes.assign(episode_id=episodes.model + "|" + episodes.task_id, score=episodes.success.astype(float))
     turns = turns.assign(episode_id=turns.model + "|" + turns.task_id, attempt=0)
-    tasks = tasks.drop_duplicates("task_id").sort_values(["domain", "task_id"])
-    return TurnLog(tasks, episodes.sort_values(["domain", "task_id", "model"]),
+    return TurnLog(tasks.sort_values(["domain", "task_id"]), episodes.sort_values(["domain", "task_id", "model"]),
                    with_feedback(turns.sort_values(["task_id", "model", "turn"]), episodes), "logged", "mint")
 
 def read_mint_upstream(root, models: Iterable[str] | None = None) -> TurnLog:
@@ -94,9 +83,13 @@ def read_mint_upstream(root, models: Iterable[str] | None = None) -> TurnLog:
     if absent := sorted(set(models or []) - {model for model, *_ in files}) or (not files and ["any model"]):
         raise FileNotFoundError(f"{root} holds no results.jsonl of {absent[0]}; download MINT's files there first.")
     parts = [_from_record(record, model, category, dataset)
-             for model, category, dataset, file in files for record in _json_lines(file)]
+             for model, category, dataset, file in files for record in json_lines(file)]
     tasks, episodes, turns = zip(*parts)
-    return _mint_log(pd.DataFrame(tasks), pd.DataFrame(episodes), pd.DataFrame([row for rows in turns for row in rows]))
+    tasks = pd.DataFrame(tasks).drop_duplicates("task_id")
+    turns = pd.DataFrame([row for rows in turns for row in rows])
+    prompt = turns.task_id.map(tasks.set_index("task_id").prompt)
+    turns["observation"] = turns.observation.where(turns.turn > 0, prompt)
+    return _mint_log(tasks, pd.DataFrame(episodes), turns)
 
 # %% ../nbs/02_sources.ipynb #cell-020
 _TABLES = ("tasks", "episodes", "turns")
@@ -106,7 +99,7 @@ def cache_dir() -> Path:
     return Path(os.environ.get("MTROUTER_CACHE") or pooch.os_cache("mtrouter_nb")).expanduser()
 
 def find_mint(models: Iterable[str] = MINT_POOL) -> Path | None:
-    "First folder whose tables hold all of `models`: `mint/` in `MTROUTER_DATA`, `../shared/data`, the cache; else None."
+    "First `mint/` whose tables hold all of `models`: in `MTROUTER_DATA`, `../shared/data`, the cache; else None."
     homes = [os.environ.get("MTROUTER_DATA"), data_dir().parent.parent / "shared" / "data", cache_dir()]
     folders = [Path(home).expanduser() / "mint" for home in homes if home]
     return next((folder for folder in folders if set(models) <= _models_in(folder)), None)
@@ -173,6 +166,16 @@ def download_mint(models: Iterable[str] = MINT_POOL, base_url: str = MINT_URL, p
     return download_files(mint_manifest(list(models)), base_url, cache_dir() / "mint_upstream", progress)
 
 # %% ../nbs/02_sources.ipynb #cell-031
+def _cache_mint(models: list[str], progress: bool) -> Path:
+    "Download and convert `models` into the cache, once: other processes wait for the one that does it."
+    folder = cache_dir() / "mint"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        held = _models_in(folder)
+        if not set(models) <= held:
+            save_turns(read_mint_upstream(download_mint(models, progress=progress), {*models, *held}), folder)
+    return folder
+
 def load_mint(models: Iterable[str] = MINT_POOL, progress: bool = True) -> TurnLog:
     """MINT's log of `models`: found as tables, else downloaded, converted and cached.
 
@@ -180,9 +183,7 @@ def load_mint(models: Iterable[str] = MINT_POOL, progress: bool = True) -> TurnL
     """
     models = list(models)
     mint_manifest(models)  # a misspelt name fails here, before any download
-    if (folder := find_mint(models)) is None:
-        folder, root = cache_dir() / "mint", download_mint(models, progress=progress)
-        save_turns(read_mint_upstream(root, {*models, *_models_in(folder)}), folder)
+    folder = find_mint(models) or _cache_mint(models, progress)
     tasks = pd.read_parquet(folder / "tasks.parquet")
     episodes, turns = (pd.read_parquet(folder / f"{table}.parquet", filters=[("model", "in", models)])
                        for table in ("episodes", "turns"))

@@ -7,9 +7,10 @@ __all__ = ['SCHEMA_VERSION', 'END_REJECTED', 'END_STEPS', 'END_ERROR', 'SEVERITY
            'TurnLog', 'proposes', 'has_countdown', 'strip_countdown', 'with_feedback', 'ErrorRule', 'match_errors',
            'error_severity', 'annealed_error_cost', 'expected_steps', 'turn_error_costs', 'outcome_targets',
            'turn_costs', 'stable_hash', 'stratified_folds', 'leave_one_domain_out', 'holdout', 'save_turns',
-           'load_turns']
+           'json_lines', 'load_turns']
 
 # %% ../nbs/01_turns.ipynb #cell-002
+import gzip
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from .pool import ModelPool
 
@@ -35,6 +37,8 @@ _SCHEMA = {
                   feedback="str", attempt="int64", input_tokens="int64", output_tokens="int64", propensity="float64")}
 _MAY_BE_MISSING = {"category", "model", "router", "terminate_reason", "feedback", "propensity"}
 _KEYS = {"tasks": ["task_id"], "episodes": ["episode_id"], "turns": ["episode_id", "turn"]}
+
+_WORDS = {"str": "text", "int64": "whole number", "float64": "number", "bool": "true or false"}
 
 class LogError(ValueError):
     "A turn log breaks its schema; the sentence names table or file, column, row and mend."
@@ -53,21 +57,30 @@ def _need_columns(table: pd.DataFrame, name: str, columns: Iterable[str]):
             raise LogError(f"{name}, column {column!r}, row 1: the column is missing; add it to every row.")
 
 # %% ../nbs/01_turns.ipynb #cell-010
+def _unfit(values: pd.Series, kind: str) -> pd.Series:
+    "True (n,) where a value is present and cannot be of type `kind` without loss."
+    if kind == "str":
+        if values.dtype != object: return pd.Series(False, values.index)
+        return values.map(lambda value: isinstance(value, (list, dict)))
+    number = pd.to_numeric(values, errors="coerce")
+    fits = {"bool": number.isin([0, 1]), "int64": number % 1 == 0, "float64": number.notna()}[kind]
+    return values.notna() & ~fits
+
 def _typed(table: pd.DataFrame, kind: str, name: str) -> pd.DataFrame:
     "A copy with the schema's columns first and in its types. Raises `LogError` for a column that is absent or unfit."
     schema = _SCHEMA[kind]
     _need_columns(table, name, [c for c in schema if c not in _MAY_BE_MISSING])
     columns = {}
-    for column, kind_of in schema.items():
+    for column, dtype in schema.items():
         values = table[column] if column in table else pd.Series(None, table.index, dtype=object)
         if column not in _MAY_BE_MISSING:
             _refuse(values.isna(), table, name, column, "the value is missing", "give one for every row")
-        try: columns[column] = values.astype(kind_of)
-        except (TypeError, ValueError) as error:
-            raise LogError(f"{name}, column {column!r}: {error}; give values of type {kind_of}.") from error
+        _refuse(_unfit(values, dtype), table, name, column, f"{{}} is no {_WORDS[dtype]}", f"give a {_WORDS[dtype]}")
+        columns[column] = values.astype(dtype)
     extra = table.drop(columns=list(schema), errors="ignore")
     return pd.concat([pd.DataFrame(columns), extra], axis=1).reset_index(drop=True)
 
+# %% ../nbs/01_turns.ipynb #cell-013
 def _check_keys(table: pd.DataFrame, kind: str, name: str):
     key = _KEYS[kind]
     _refuse(table.duplicated(key), table, name, key[-1], f"{{}} repeats the key ({', '.join(key)}) of an earlier row",
@@ -77,12 +90,13 @@ def _check_numbers(table: pd.DataFrame, name: str):
     for column in table.columns.intersection(["input_tokens", "output_tokens", "n_turns", "n_proposals", "attempt"]):
         _refuse(table[column] < 0, table, name, column, "{} is negative", "give 0 or more")
     if "score" in table:
-        _refuse(~table.score.between(0, 1), table, name, "score", "{} is out of range", "rescale scores to 0..1")
+        bad = table.score.notna() & ~table.score.between(0, 1)
+        _refuse(bad, table, name, "score", "{} is out of range", "rescale scores to 0..1")
     if "propensity" in table:
         bad = table.propensity.notna() & ~table.propensity.between(0, 1, inclusive="right")
         _refuse(bad, table, name, "propensity", "{} is no probability", "give one in (0, 1] or leave it missing")
 
-# %% ../nbs/01_turns.ipynb #cell-012
+# %% ../nbs/01_turns.ipynb #cell-015
 def _check_links(log: "TurnLog", names: dict):
     tasks, episodes, turns = log.tasks, log.episodes, log.turns
     for kind, table in ("episodes", episodes), ("turns", turns):
@@ -95,12 +109,15 @@ def _check_links(log: "TurnLog", names: dict):
             f"{{}} is not the task that {names['episodes']} gives for this episode", "make the two agree")
     _refuse(episodes.model.isna() == episodes.router.isna(), episodes, names["episodes"], "model",
             "{} must be given, or else a router, and not both", "fill one of the columns model and router")
+    alone = turns.episode_id.map(episodes.set_index("episode_id").model)
+    _refuse(alone.notna() & (turns.model != alone), turns, names["turns"], "model",
+            "{} is not the one model of its episode", "correct it, or give the episode a router instead of a model")
 
 def _check_turns(log: "TurnLog", names: dict):
     turns, episodes = log.turns, log.episodes
     _refuse(turns.turn < 0, turns, names["turns"], "turn", "{} is negative", "count turns from 0")
     by_episode = turns.groupby("episode_id", sort=False).turn
-    rank, size = by_episode.rank(method="first").astype("int64") - 1, by_episode.transform("size")
+    rank = by_episode.rank(method="first").astype("int64") - 1
     _refuse(turns.turn != rank, turns, names["turns"], "turn", "{} comes after a missing turn of its episode",
             "give every turn from 0 on")
     count = turns.episode_id.value_counts().reindex(episodes.episode_id).fillna(0).to_numpy()
@@ -114,7 +131,7 @@ def _check_models(log: "TurnLog", names: dict, pool: ModelPool | None):
         _refuse(table.model.notna() & ~table.model.isin(pool.names), table, names[kind], "model",
                 "{} is not in the pool", "add it to the pool or correct the name")
 
-# %% ../nbs/01_turns.ipynb #cell-014
+# %% ../nbs/01_turns.ipynb #cell-017
 @dataclass
 class TurnLog:
     """Tables `tasks`, `episodes`, `turns` (schema above), their `evidence` and a word on their `source`.
@@ -152,7 +169,7 @@ class TurnLog:
         _check_models(self, names, pool)
         return self
 
-# %% ../nbs/01_turns.ipynb #cell-015
+# %% ../nbs/01_turns.ipynb #cell-018
 def _select(self, task_ids=None, models=None) -> "TurnLog":
     """The log of `task_ids` (all when None) and of episodes that called only `models` (all when None).
 
@@ -184,7 +201,7 @@ def _fingerprint(self) -> str:
 
 TurnLog.select, TurnLog.fingerprint = _select, _fingerprint
 
-# %% ../nbs/01_turns.ipynb #cell-020
+# %% ../nbs/01_turns.ipynb #cell-023
 def proposes(action):
     "True where an action proposes a solution: a str gives bool, a Series (n,) a bool Series (n,)."
     if isinstance(action, pd.Series): return action.str.contains("<solution>", regex=False)
@@ -192,7 +209,7 @@ def proposes(action):
 
 _COUNTDOWN = re.compile(r"\n?You have \d+ steps left and \d+ chances to propose solution left\.\n?"
                         r"(?:You should take the last step to propose a solution\.\n?)?")
-_WRAPPER = re.compile(r"\A\s*(?:Observation|Assistant):(?:\s*\n|\s+)")
+_WRAPPER = re.compile(r"\A(?:\s*(?:Observation|Assistant)[:\uff1a][ \t]*\n?)+")  # \uff1a: a full-width colon
 
 def has_countdown(text: str) -> bool:
     "Whether MINT's countdown line stands in `text`."
@@ -202,7 +219,7 @@ def strip_countdown(text: str) -> str:
     "`text` without MINT's countdown and without the leading `Observation:` or `Assistant:`."
     return _WRAPPER.sub("", _COUNTDOWN.sub("", text))
 
-# %% ../nbs/01_turns.ipynb #cell-024
+# %% ../nbs/01_turns.ipynb #cell-027
 END_REJECTED = "[attempt ended: proposal rejected]"
 END_STEPS = "[attempt ended: out of steps]"
 END_ERROR = "[attempt ended: run failed]"
@@ -223,12 +240,12 @@ def with_feedback(turns: pd.DataFrame, episodes: pd.DataFrame) -> pd.DataFrame:
     given = turns["feedback"] if "feedback" in turns else pd.Series(None, turns.index, dtype="str")
     return turns.assign(feedback=given.fillna(feedback.reindex(turns.index)))
 
-# %% ../nbs/01_turns.ipynb #cell-028
+# %% ../nbs/01_turns.ipynb #cell-031
 SEVERITY = {"high": 1.0, "medium": .8, "low": .2}
 
 @dataclass(frozen=True)
 class ErrorRule:
-    "An error that the environment reports: `pattern` (substring), `severity` (key of `SEVERITY`), `parent` rule's name."
+    "An error the environment reports: `pattern` (substring), `severity` (key of `SEVERITY`), name of its `parent`."
     name: str
     pattern: str
     severity: str
@@ -244,7 +261,7 @@ def _python_rules(**severity_of: str) -> tuple[ErrorRule, ...]:
     return tuple(ErrorRule(f"python_{error}", f"{error}:", severity, "python_traceback")
                  for error, severity in severity_of.items())
 
-# %% ../nbs/01_turns.ipynb #cell-030
+# %% ../nbs/01_turns.ipynb #cell-033
 MINT_RULES = (
     ErrorRule("wrong_answer", "Your answer is wrong", "high"),
     ErrorRule("wrong_last_answer", END_REJECTED, "high"),
@@ -263,7 +280,7 @@ def error_severity(texts: pd.Series, rules=MINT_RULES) -> pd.Series:
               for text in texts.dropna().unique()}
     return texts.map(weight).astype(float).fillna(0.)
 
-# %% ../nbs/01_turns.ipynb #cell-034
+# %% ../nbs/01_turns.ipynb #cell-037
 def annealed_error_cost(turn, severity, expected_steps):
     """The paper's error cost rho >= 0; numbers or arrays that broadcast.
 
@@ -277,7 +294,7 @@ def annealed_error_cost(turn, severity, expected_steps):
     cost = np.where(severity > 0, np.maximum(severity * weight, .2) / n, 0.)
     return cost if cost.ndim else float(cost)
 
-# %% ../nbs/01_turns.ipynb #cell-039
+# %% ../nbs/01_turns.ipynb #cell-042
 def expected_steps(log: TurnLog, task_ids: Iterable[str] | None = None) -> dict:
     """Median turns of successful single-model episodes: {domain: N, ..., None: N over all}.
 
@@ -294,7 +311,7 @@ def _steps_of(log: TurnLog, steps: dict) -> np.ndarray:
     domain = log.turns.task_id.map(log.tasks.set_index("task_id").domain)
     return domain.map(steps).astype(float).fillna(steps[None]).to_numpy()
 
-# %% ../nbs/01_turns.ipynb #cell-043
+# %% ../nbs/01_turns.ipynb #cell-046
 def turn_error_costs(log: TurnLog, steps: dict, rules=MINT_RULES) -> pd.Series:
     "Error cost rho (n_turns,) of each turn row, from its feedback; `steps` as `expected_steps` gives them."
     cost = annealed_error_cost(log.turns.turn, error_severity(log.turns.feedback, rules), _steps_of(log, steps))
@@ -307,7 +324,7 @@ def outcome_targets(log: TurnLog, steps: dict, rules=MINT_RULES) -> pd.Series:
     score = log.turns.episode_id.map(log.episodes.set_index("episode_id").score)
     return (score - to_come.reindex(log.turns.index)).rename("target")
 
-# %% ../nbs/01_turns.ipynb #cell-048
+# %% ../nbs/01_turns.ipynb #cell-051
 def turn_costs(log: TurnLog, pool: ModelPool) -> pd.Series:
     "USD (n_turns,) of each turn row, adding up to each episode's exact tokens. Raises `UnknownModel`."
     tokens = [_rescaled(log, column) for column in ("input_tokens", "output_tokens")]
@@ -320,13 +337,13 @@ def _rescaled(log: TurnLog, column: str) -> np.ndarray:
     total, whole = log.turns.episode_id.map(log.episodes.set_index("episode_id")[column]), in_episode.transform("sum")
     return np.where(whole > 0, part * total / whole.where(whole > 0, 1), total / in_episode.transform("size"))
 
-# %% ../nbs/01_turns.ipynb #cell-052
+# %% ../nbs/01_turns.ipynb #cell-055
 def stable_hash(*parts) -> int:
     "A stable 64-bit integer of `parts` (Python's own `hash` changes from run to run)."
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big")
 
 def stratified_folds(tasks: pd.DataFrame, n_folds: int = 5, seed: int = 0) -> pd.Series:
-    "Fold 0..n_folds-1 of each task, Series indexed by task_id in the order of `tasks`; fold sizes differ by <= 1 a domain."
+    "Fold 0..n_folds-1, a Series by task_id in the order of `tasks`; within a domain, fold sizes differ by at most 1."
     folds = {}
     for domain, ids in tasks.groupby("domain").task_id:
         order = np.random.default_rng(stable_hash(seed, domain)).permutation(sorted(ids))
@@ -346,21 +363,21 @@ def holdout(task_ids: Iterable[str], ratio: float, seed: int = 0) -> tuple[list[
     n_val = max(1, round(ratio * len(ids)))
     return sorted(shuffled[n_val:]), sorted(shuffled[:n_val])
 
-# %% ../nbs/01_turns.ipynb #cell-056
+# %% ../nbs/01_turns.ipynb #cell-059
 def save_turns(log: TurnLog, folder, format: str = "parquet") -> Path:
     "Write `log` to `folder` (replaced whole), tables as `format` \"parquet\" or \"jsonl\". Returns the folder."
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".{folder.name}-{os.getpid()}.part")
+    partial, former = (folder.with_name(f".{folder.name}-{os.getpid()}.{end}") for end in ("part", "former"))
     partial.mkdir()
     try:
         for kind in _SCHEMA: _write_table(getattr(log, kind), partial / f"{kind}.{format}")
         about = dict(schema_version=SCHEMA_VERSION, evidence=log.evidence, source=log.source)
         (partial / "log.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-        if folder.exists(): shutil.rmtree(folder)
+        if folder.exists(): folder.replace(former)
         return partial.replace(folder)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        for leftover in (partial, former): shutil.rmtree(leftover, ignore_errors=True)
 
 def _write_table(table: pd.DataFrame, path: Path):
     if path.suffix == ".parquet": return table.to_parquet(path, index=False)
@@ -370,48 +387,72 @@ def _write_table(table: pd.DataFrame, path: Path):
              for record in records)
     with path.open("w", encoding="utf-8", newline="\n") as file: file.writelines(lines)
 
-def _read_table(path: Path) -> pd.DataFrame:
-    if path.suffix == ".parquet": return pd.read_parquet(path)
-    try: rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
-    except json.JSONDecodeError as error: raise LogError(f"{path.name} is not JSONL ({error}); mend that line.") from error
-    return pd.DataFrame(rows)
+def json_lines(path: Path) -> Iterator[dict]:
+    "The records of a JSONL file, plain or gzipped. Raises `LogError` naming file and row."
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
+        for row, line in enumerate(file, 1):
+            try: record = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise LogError(f"{path.name}, row {row} is not JSON ({error}); mend that line.") from error
+            if not isinstance(record, dict): raise LogError(f"{path.name}, row {row} is no JSON object.")
+            yield record
 
-# %% ../nbs/01_turns.ipynb #cell-058
+def _read_table(path: Path) -> pd.DataFrame:
+    if path.suffix == ".jsonl": return pd.DataFrame(json_lines(path))
+    if path.suffix != ".parquet": raise LogError(f"{path.name} is neither .parquet nor .jsonl; convert it.")
+    try: return pd.read_parquet(path)
+    except pa.ArrowInvalid as error: raise LogError(f"{path.name} is no Parquet file; write it again.") from error
+
+# %% ../nbs/01_turns.ipynb #cell-061
 _ROW_NEEDS = ("task_id", "model", "turn", "observation", "action", "input_tokens", "output_tokens")
 
-def _from_rows(rows: pd.DataFrame, name: str) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    "Tables tasks, episodes, turns from one row a model call (columns above). Raises `LogError`."
-    _need_columns(rows, name, _ROW_NEEDS)
+def _with_defaults(rows: pd.DataFrame) -> pd.DataFrame:
+    "`rows` with the optional columns filled in."
+    if "episode_id" not in rows:
+        rows = rows.assign(episode_id=rows.model.astype("str") + "|" + rows.task_id.astype("str"))
+    constants = dict(attempt=0, router=None, terminate_reason=None, tokens_estimated=False, domain="all")
+    rows = rows.assign(**{c: value for c, value in constants.items() if c not in rows})
+    copies = dict(category="domain", prompt="observation")
+    return rows.assign(**{c: rows[source] for c, source in copies.items() if c not in rows})
+
+def _episodes_of(rows: pd.DataFrame) -> pd.DataFrame:
+    "One row an episode: its last known score, sums of tokens, counts of turns and proposals; score missing if unknown."
+    by_episode = rows.assign(n_proposals=proposes(rows.action)).sort_values("turn").groupby("episode_id", sort=False)
+    last = by_episode.last()
+    score = last.score.astype(float) if "score" in last else last.success.astype(float)
+    success = last.success.astype(bool) if "success" in last else score >= 1
+    sums = by_episode[["n_proposals", "input_tokens", "output_tokens"]].sum()
+    return last[["task_id", "router", "terminate_reason", "tokens_estimated"]].join(sums).assign(
+        model=last.model.where(last.router.isna()), score=score, success=success,
+        n_turns=by_episode.size()).reset_index()
+
+# %% ../nbs/01_turns.ipynb #cell-062
+def _check_rows(rows: pd.DataFrame, name: str):
+    "What only the single file can get wrong: no score, or several models in an episode without a router."
     if "score" not in rows and "success" not in rows:
         raise LogError(f"{name}, column 'score', row 1: the column is missing; give a score (0..1) or success.")
-    if "episode_id" not in rows: rows = rows.assign(episode_id=rows.model + "|" + rows.task_id)
-    rows = rows.assign(**{c: v for c, v in dict(attempt=0, router=None, terminate_reason=None, tokens_estimated=False,
-                                                domain="all").items() if c not in rows})
-    rows = rows.assign(**{c: rows[source] for c, source in dict(category="domain", prompt="observation").items()
-                          if c not in rows})
-    episodes = _episodes_of(rows, name)
-    first = rows.sort_values("turn", kind="stable").groupby("task_id", sort=False)
-    tasks = first[["domain", "category", "prompt"]].first().reset_index()
-    turns = _typed(rows, "turns", name)
-    extra = ["router", "terminate_reason", "tokens_estimated", "domain", "category", "prompt", "score", "success"]
-    return tasks, episodes, with_feedback(turns.drop(columns=extra, errors="ignore"), episodes)
+    for column, dtype in dict(score="float64", success="bool").items():
+        if column not in rows: continue
+        word = _WORDS[dtype]
+        _refuse(_unfit(rows[column], dtype), rows, name, column, f"{{}} is no {word}", f"give a {word}")
+        unknown = rows[column].isna().groupby(rows.episode_id).transform("all")
+        _refuse(unknown, rows, name, column, "no row of its episode gives it", "give it on the episode's last row")
+    several = rows.groupby("episode_id").model.transform("nunique") > 1
+    _refuse(several & rows.router.isna(), rows, name, "router", "several models share this episode",
+            "name what chose among them")
 
-def _episodes_of(rows: pd.DataFrame, name: str) -> pd.DataFrame:
-    "One row an episode: its last known score, sums of tokens, counts of turns and proposals."
-    ordered = rows.sort_values("turn", kind="stable").assign(n_proposals=proposes(rows.action.astype("str")))
-    by_episode = ordered.groupby("episode_id", sort=False)
-    last = by_episode.last()
-    score = last.score if "score" in last else last.success.astype(float)
-    success = last.success.astype(bool) if "success" in last and last.success.notna().all() else score >= 1
-    unscored = ordered.episode_id.map(score).reindex(rows.index).isna()
-    _refuse(unscored, rows, name, "score" if "score" in rows else "success", "{} leaves its episode without a score",
-            "give it on the episode's last row")
-    sums = by_episode[["n_proposals", "input_tokens", "output_tokens"]].sum()
-    model = last.model.where(last.router.isna())
-    return last[["task_id", "router", "terminate_reason", "tokens_estimated"]].join(sums).assign(
-        model=model, score=score, success=success, n_turns=by_episode.size()).reset_index()
+def _from_rows(rows: pd.DataFrame, name: str) -> list[pd.DataFrame]:
+    "Tables tasks, episodes, turns from one row a model call (columns above). Raises `LogError`."
+    _need_columns(rows, name, _ROW_NEEDS)
+    rows = _typed(_with_defaults(rows), "turns", name)
+    _check_rows(rows, name)
+    _check_numbers(rows, name)
+    episodes = _episodes_of(rows)
+    by_task = rows.sort_values("turn", kind="stable").groupby("task_id", sort=False)
+    tasks = by_task[["domain", "category", "prompt"]].first().reset_index()
+    return [tasks, episodes, with_feedback(rows[list(_SCHEMA["turns"])], episodes)]
 
-# %% ../nbs/01_turns.ipynb #cell-059
+# %% ../nbs/01_turns.ipynb #cell-063
 def load_turns(path, pool: ModelPool | None = None) -> TurnLog:
     """A validated `TurnLog` from a folder (as `save_turns` writes) or one JSONL or Parquet file (one row a model call).
 
@@ -430,7 +471,7 @@ def load_turns(path, pool: ModelPool | None = None) -> TurnLog:
 def _table_file(folder: Path, kind: str) -> Path:
     for file in (folder / f"{kind}.parquet", folder / f"{kind}.jsonl"):
         if file.exists(): return file
-    raise FileNotFoundError(f"{folder} holds neither {kind}.parquet nor {kind}.jsonl; a turn log needs all three tables.")
+    raise FileNotFoundError(f"{folder} holds neither {kind}.parquet nor {kind}.jsonl; a log has three tables.")
 
 def _read_about(folder: Path) -> dict:
     if not (file := folder / "log.json").exists(): return dict(source=folder.name)
