@@ -140,8 +140,8 @@ def check_evidence(label: str) -> str:
 
 # %% ../nbs/14_plots.ipynb #cell-020
 def project_root() -> Path:
-    "The checkout: the folder that holds `data/`, `nbs/` and `figures/`."
-    return data_dir().parent
+    "The checkout, with `nbs/`, `data/` and `figures/`; `MTROUTER_ROOT` names another."
+    return Path(os.environ.get("MTROUTER_ROOT") or data_dir().parent).resolve()
 
 
 def write_atomic(path, content: bytes | str) -> Path:
