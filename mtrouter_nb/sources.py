@@ -138,7 +138,7 @@ def download_files(manifest: pd.DataFrame, base_url: str, folder, progress: bool
     folder = Path(folder)
     store = pooch.create(folder, base_url=base_url, registry=dict(zip(manifest.path, manifest.sha256)),
                          urls={path: f"{base_url}/{quote(path)}" for path in manifest.path}, retry_if_failed=retries)
-    fetch = pooch.HTTPDownloader(timeout=(10, 60))
+    fetch = pooch.HTTPDownloader(timeout=(5, 60))
     pooch.get_logger().setLevel("ERROR")
     bar = tqdm(total=int(manifest.bytes.sum()), unit="B", unit_scale=True, desc="download", disable=not progress)
     with bar:

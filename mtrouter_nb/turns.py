@@ -48,8 +48,8 @@ def _refuse(bad, table: pd.DataFrame, name: str, column: str, problem: str, mend
     "Raise `LogError` for the first row where the boolean `bad` holds; `{}` in `problem` becomes the value found there."
     if not (bad := np.asarray(bad, dtype=bool)).any(): return
     row = int(bad.argmax())
-    value = repr(table[column].iloc[row]) if column in table else ""
-    raise LogError(f"{name}, column {column!r}, row {row + 1}: {problem.format(value)}; {mend}.")
+    value = repr(table[column].iloc[[row]].tolist()[0])[:100] if column in table else ""
+    raise LogError(f"{name}, column {column!r}, row {row + 1}: {problem.replace('{}', value)}; {mend}.")
 
 def _need_columns(table: pd.DataFrame, name: str, columns: Iterable[str]):
     for column in columns:
@@ -164,9 +164,9 @@ class TurnLog:
             table = getattr(self, kind)
             _check_keys(table, kind, names[kind])
             _check_numbers(table, names[kind])
+        _check_models(self, names, pool)
         _check_links(self, names)
         _check_turns(self, names)
-        _check_models(self, names, pool)
         return self
 
 # %% ../nbs/01_turns.ipynb #cell-018
