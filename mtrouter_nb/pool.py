@@ -152,7 +152,7 @@ def size_bucket_price(model: str) -> float:
 # %% ../nbs/00_pool.ipynb #cell-026
 MINT_POOL = ("gpt-4-0613", "Meta-Llama-3-70B-Instruct", "deepseek-llm-67b-chat", "Mixtral-8x7B-Instruct-v0.1",
              "CodeActAgent-Mistral-7b-v0.1", "Meta-Llama-3-8B-Instruct")
-# model card: (max_input_tokens, max_output_tokens, knowledge_cutoff)
+# as the makers state: (max_input_tokens, max_output_tokens, knowledge_cutoff)
 _MODEL_CARDS = {"gpt-4-0613": (8192, 8192, "2021-09-30"), "Meta-Llama-3-70B-Instruct": (8192, None, "2023-12-31"),
                 "deepseek-llm-67b-chat": (4096, None, None), "Mixtral-8x7B-Instruct-v0.1": (32768, None, None),
                 "CodeActAgent-Mistral-7b-v0.1": (32768, None, None),

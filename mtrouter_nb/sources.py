@@ -16,7 +16,6 @@ from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
-import pooch
 import requests
 from filelock import FileLock
 from tqdm import tqdm
@@ -25,7 +24,12 @@ from .demo import load_demo
 from .pool import MINT_POOL, ModelPool, data_dir, demo_pool, mint_pool
 from .turns import LogError, TurnLog, json_lines, save_turns, stable_hash, with_feedback
 
-# %% ../nbs/02_sources.ipynb #cell-005
+# %% ../nbs/02_sources.ipynb #cell-003
+with warnings.catch_warnings():  # without Jupyter widgets, tqdm complains as soon as pooch is imported
+    warnings.simplefilter("ignore")
+    import pooch
+
+# %% ../nbs/02_sources.ipynb #cell-006
 MINT_COMMIT = "3f7f12c10bf763be1e6dbdeb42feb57624121f61"
 _SETTING = "F=None/max5_p2+tool+cd"  # no feedback model; 5 turns, 2 proposals, tools, countdown
 
@@ -35,7 +39,7 @@ def _mint_files(root, models=None) -> list[tuple[str, str, str, Path]]:
     found = [(f.parts[-6], f.parts[-3], f.parts[-2], f) for f in files if f.suffix in (".jsonl", ".gz")]
     return [entry for entry in found if models is None or entry[0] in models]
 
-# %% ../nbs/02_sources.ipynb #cell-007
+# %% ../nbs/02_sources.ipynb #cell-008
 _CHARACTERS_PER_TOKEN = 3.9
 
 def _split(total: int, weights: np.ndarray) -> np.ndarray:
@@ -47,7 +51,7 @@ def _episode_tokens(counter: dict, read: np.ndarray, written: np.ndarray) -> tup
     if counter.get("prompt_tokens"): return counter["prompt_tokens"], counter["completion_tokens"], False
     return *(round(x.sum() / _CHARACTERS_PER_TOKEN) for x in (read, written)), True
 
-# %% ../nbs/02_sources.ipynb #cell-011
+# %% ../nbs/02_sources.ipynb #cell-012
 def _from_record(record: dict, model: str, category: str, dataset: str) -> tuple[dict, dict, list[dict]]:
     "(task, episode, turns) rows of one line of a results file."
     state, task, history = record["state"], record["task"], record["state"]["history"]
@@ -66,7 +70,7 @@ def _from_record(record: dict, model: str, category: str, dataset: str) -> tuple
              for turn, (i, tokens_in, tokens_out) in enumerate(zip(acted, _split(n_in, read), _split(n_out, written)))]
     return dict(task_id=task_id, domain=dataset, category=category, prompt=task["prompt"]), episode, turns
 
-# %% ../nbs/02_sources.ipynb #cell-016
+# %% ../nbs/02_sources.ipynb #cell-017
 def _mint_log(tasks: pd.DataFrame, episodes: pd.DataFrame, turns: pd.DataFrame) -> TurnLog:
     "The three tables in a fixed order as a log; ids and scores that the reference tables leave out are added."
     episodes = episodes.assign(episode_id=episodes.model + "|" + episodes.task_id, score=episodes.success.astype(float))
@@ -92,7 +96,7 @@ def read_mint_upstream(root, models: Iterable[str] | None = None) -> TurnLog:
     turns["observation"] = turns.observation.where(turns.turn > 0, prompt)
     return _mint_log(tasks, pd.DataFrame(episodes), turns)
 
-# %% ../nbs/02_sources.ipynb #cell-020
+# %% ../nbs/02_sources.ipynb #cell-021
 _TABLES = ("tasks", "episodes", "turns")
 
 def cache_dir() -> Path:
@@ -113,7 +117,7 @@ def _models_in(folder: Path) -> set[str]:
     if not all((folder / f"{table}.parquet").exists() for table in _TABLES): return set()
     return set(pd.read_parquet(folder / "episodes.parquet", columns=["model"]).model.unique())
 
-# %% ../nbs/02_sources.ipynb #cell-023
+# %% ../nbs/02_sources.ipynb #cell-024
 MINT_URL = f"https://raw.githubusercontent.com/xingyaoww/mint-bench/{MINT_COMMIT}"
 
 class DownloadError(OSError):
@@ -132,7 +136,7 @@ def mint_models() -> list[str]:
     "Names of the 52 models that MINT has complete logs of, sorted."
     return sorted(mint_manifest().model.unique())
 
-# %% ../nbs/02_sources.ipynb #cell-026
+# %% ../nbs/02_sources.ipynb #cell-027
 def download_files(manifest: pd.DataFrame, base_url: str, folder, progress: bool = True, retries: int = 2) -> Path:
     """Fetch `manifest` (columns path, bytes, sha256) from `base_url` into `folder`, under the same paths.
 
@@ -169,7 +173,7 @@ def download_mint(models: Iterable[str] = MINT_POOL, base_url: str = MINT_URL, p
     "Fetch the results files of `models` into the cache; returns the root that `read_mint_upstream` takes."
     return download_files(mint_manifest(list(models)), base_url, cache_dir() / "mint_upstream", progress)
 
-# %% ../nbs/02_sources.ipynb #cell-031
+# %% ../nbs/02_sources.ipynb #cell-032
 def _cache_mint(models: list[str], progress: bool) -> Path:
     "Download and convert `models` into the cache, once: other processes wait for the one that does it."
     folder = cache_dir() / "mint"
@@ -206,7 +210,7 @@ def load_log(source: str = "auto", n_tasks: int | None = None) -> TurnLog:
         log = load_demo()
     return log if n_tasks is None else log.select(task_ids=sample_tasks(log.tasks, n_tasks))
 
-# %% ../nbs/02_sources.ipynb #cell-032
+# %% ../nbs/02_sources.ipynb #cell-033
 def sample_tasks(tasks: pd.DataFrame, n: int, seed: int = 0) -> list[str]:
     "`n` task ids in proportion to domain sizes (all when fewer); a larger sample holds the smaller."
     order = tasks.task_id.map(lambda task: stable_hash(seed, task))

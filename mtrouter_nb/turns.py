@@ -298,11 +298,13 @@ def annealed_error_cost(turn, severity, expected_steps):
 def expected_steps(log: TurnLog, task_ids: Iterable[str] | None = None) -> dict:
     """Median turns of successful single-model episodes: {domain: N, ..., None: N over all}.
 
-    `None` is the key for unseen domains. Raises `LogError` when no single-model episode succeeded.
+    `None` is the key for unseen domains. Routed episodes, which may hold several attempts, count only where no
+    single-model episode succeeded. Raises `LogError` when none at all did.
     """
-    won = log.episodes[log.episodes.success & log.episodes.model.notna()]
+    won = log.episodes[log.episodes.success]
     if task_ids is not None: won = won[won.task_id.isin(list(task_ids))]
-    if won.empty: raise LogError("No single-model episode of these tasks succeeded; expected steps need at least one.")
+    if won.empty: raise LogError("No episode of these tasks succeeded; expected steps need at least one.")
+    if won.model.notna().any(): won = won[won.model.notna()]
     domain = won.task_id.map(log.tasks.set_index("task_id").domain)
     return {**won.n_turns.groupby(domain).median().to_dict(), None: float(won.n_turns.median())}
 

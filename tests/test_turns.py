@@ -265,8 +265,18 @@ def test_expected_steps_use_only_the_given_tasks(log):
     mine = arithmetic[arithmetic.task_id.isin(ids)].n_turns
     assert steps == {"arithmetic": mine.median(), None: mine.median()}
     assert set(expected_steps(log)) == {"arithmetic", "household", None}
-    with pytest.raises(LogError, match="No single-model episode of these tasks succeeded"):
+    with pytest.raises(LogError, match="No episode of these tasks succeeded"):
         expected_steps(log, [])
+
+
+def test_expected_steps_of_a_routed_log(log):
+    alone = expected_steps(log)
+    routed = TurnLog(log.tasks, log.episodes.assign(router="r", model=None), log.turns)
+    assert expected_steps(routed) == alone
+    mixed = log.episodes.assign(n_turns=log.episodes.n_turns + 10, router="r", model=None)
+    mixed["episode_id"] += "|r"
+    log.episodes = pd.concat([log.episodes, mixed], ignore_index=True)
+    assert expected_steps(log) == alone
 
 
 def test_targets_are_score_less_costs_to_come(log):
