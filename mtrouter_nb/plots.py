@@ -21,7 +21,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.transforms import Bbox
+from matplotlib.patheffects import withStroke
 
 from .pool import data_dir
 
@@ -92,38 +92,56 @@ _PLACES = [(1, 0), (-1, 0), (0, 1), (0, -1), (.8, .8), (.8, -.8), (-.8, .8), (-.
 
 def _spots(size):
     "Offsets in points with the horizontal alignment that each wants, nearest first."
-    for far in (size * .9, size * 1.5, size * 2.4, size * 3.4, size * 4.5):
+    for far in (size * .9, size * 1.5, size * 2.2, size * 3, size * 4, size * 5):
         for dx, dy in _PLACES:
             yield (dx * far, dy * far), {1: "left", 0: "center", -1: "right"}[int(np.sign(dx))]
 
 
+def _shared(box, others) -> float:
+    "Area of `box` that lies in the rectangles `others` (rows x0, y0, x1, y1), all in pixels."
+    low, high = np.maximum(others[:, :2], box[:2]), np.minimum(others[:, 2:], box[2:])
+    return float(np.clip(high - low, 0, None).prod(axis=1).sum())
+
+
+def _badness(note, spot, taken) -> float:
+    "Put `note` at `spot`; the area there that is taken, and three times what lies outside the axes."
+    note.set(position=spot[0], ha=spot[1])
+    box = note.get_window_extent().extents
+    outside = np.prod(box[2:] - box[:2]) - _shared(box, note.axes.get_window_extent().extents[None])
+    return _shared(box, taken) + 3 * outside
+
+
+def _settle(note, size, taken) -> tuple:
+    "Put `note` where it is least in the way, the nearest such place; returns its offset in points."
+    spots = [*_spots(size)]
+    free = next((spot for spot in spots if _badness(note, spot, taken) < .5), None)
+    best = free or min(spots, key=lambda spot: _badness(note, spot, taken))
+    note.set(position=best[0], ha=best[1])
+    return best[0]
+
+# %% ../nbs/14_plots.ipynb #cell-015
 def direct_label(ax, x, y, texts, colors=None, size=7.5, avoid=()):
-    """Write `texts` beside the points (`x`, `y`) of `ax`, each where it overlaps nothing if such a place exists.
+    """Write `texts` beside the points (`x`, `y`) of `ax`, each where it overlaps nothing, or least.
 
     x, y, texts (and colors, default by `color_of`): sequences of one length, data coordinates. avoid: further (x, y)
-    points that labels must not cover. Labels that stand off get a thin line to their point. Returns the annotations.
+    points that labels should not cover. Labels that stand off get a thin line to their point. Returns the annotations.
     """
-    ax.figure.draw_without_rendering()  # settles the layout, on which the sizes below depend
-    frame, points = ax.get_window_extent(), ax.transData.transform([*zip(x, y), *avoid])
-    taken = [Bbox.from_bounds(px - r, py - r, 2 * r, 2 * r) for px, py in points for r in [ax.figure.dpi / 18]]
-    colors = [color_of(t) for t in texts] if colors is None else colors
-    notes = []
-    for xy, text, color in zip(zip(x, y), texts, colors):
-        note = ax.annotate(text, xy, (0, 0), textcoords="offset points", color=color, fontsize=size, va="center")
-        spots = [*_spots(size)]
-        for offset, align in [*spots, spots[0]]:  # no free place: the first one after all
-            note.set(position=offset, ha=align)
-            box = note.get_window_extent()
-            inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
-            if inside and not any(box.overlaps(other) for other in taken): break
-        if np.hypot(*offset) > size * 1.6:
-            line = dict(arrowstyle="-", lw=.4, color=color, shrinkA=0, shrinkB=3)
-            ax.annotate("", xy, offset, textcoords="offset points", arrowprops=line)
-        taken.append(box)
+    ax.get_figure(root=True).draw_without_rendering()  # settles the layout, on which the sizes below depend
+    dots, r = ax.transData.transform([*zip(x, y), *avoid]), ax.figure.dpi / 20
+    taken, notes = np.c_[dots - r, dots + r], []
+    for xy, text, color in zip(zip(x, y), texts, map(color_of, texts) if colors is None else colors):
+        note = ax.annotate(text, xy, (0, 0), textcoords="offset points", color=color, fontsize=size, va="center",
+                           zorder=4, parse_math=False,
+                           path_effects=[withStroke(linewidth=1.6, foreground="white")])
+        offset = _settle(note, size, taken)
+        if np.hypot(*offset) > size * 1.2:
+            line = dict(arrowstyle="-", lw=.5, color=color, shrinkA=0, shrinkB=3)
+            ax.annotate("", xy, offset, textcoords="offset points", arrowprops=line, zorder=1.5)
+        taken = np.vstack([taken, note.get_window_extent().extents])
         notes.append(note)
     return notes
 
-# %% ../nbs/14_plots.ipynb #cell-017
+# %% ../nbs/14_plots.ipynb #cell-019
 EVIDENCE = {
     "published": "computed from numbers printed in the paper",
     "logged": "computed from real logs of real models",
@@ -138,7 +156,7 @@ def check_evidence(label: str) -> str:
         raise ValueError(f"evidence {label!r} is none of {', '.join(EVIDENCE)}.")
     return label
 
-# %% ../nbs/14_plots.ipynb #cell-020
+# %% ../nbs/14_plots.ipynb #cell-022
 def project_root() -> Path:
     "The checkout, with `nbs/`, `data/` and `figures/`; `MTROUTER_ROOT` names another."
     return Path(os.environ.get("MTROUTER_ROOT") or data_dir().parent).resolve()
@@ -163,7 +181,7 @@ def _portable(path) -> str:
     inside = path.is_relative_to(project_root())
     return path.relative_to(project_root()).as_posix() if inside else path.name
 
-# %% ../nbs/14_plots.ipynb #cell-022
+# %% ../nbs/14_plots.ipynb #cell-024
 _PACKAGES = ("numpy", "pandas", "scipy", "scikit-learn", "torch", "sentence-transformers", "matplotlib", "moocore")
 
 
@@ -197,14 +215,14 @@ def provenance(figure_id, *, evidence, caption, params=None, inputs=None, second
                 modified=bool(_git("status", "--porcelain", "--", "nbs", "mtrouter_nb", "data")),
                 seconds=None if seconds is None else round(float(seconds), 1))
 
-# %% ../nbs/14_plots.ipynb #cell-025
+# %% ../nbs/14_plots.ipynb #cell-027
 def _draw_caption(fig, text):
     "Put `text` under the axes, wrapped to the figure's width, in place of an earlier caption."
     for old in [t for t in fig.texts if t.get_gid() == "caption"]: old.remove()
     size = mpl.rcParams["font.size"] - .5
     width = int(fig.get_figwidth() * 72 / (size * .52))
     fig.text(.01, -.02, textwrap.fill(text, width), va="top", fontsize=size, color=".25", gid="caption",
-             linespacing=1.35)
+             linespacing=1.35, parse_math=False)
 
 
 def _rendered(fig, kind):
@@ -216,7 +234,7 @@ def _rendered(fig, kind):
                     metadata=silent)
     return buffer.getvalue()
 
-# %% ../nbs/14_plots.ipynb #cell-026
+# %% ../nbs/14_plots.ipynb #cell-028
 def save_figure(fig: Figure, figure_id: str, data: pd.DataFrame, out, *, evidence, caption, params=None, inputs=None,
                 seconds=None) -> list[str]:
     """Write `figure_id`.png, .svg, .csv and .json into `out` (relative to the checkout); returns the four names.
