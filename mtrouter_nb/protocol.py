@@ -248,7 +248,8 @@ def cascade_rows(world: ReplayWorld, all_splits: list[Split], settings: Settings
                         rights=rights.name, split=split.kind, fold=split.name, method=name, group="cascade",
                         parameter=price, task_id=world.tasks["task_id"].to_numpy()[test],
                         domain=world.tasks["domain"].to_numpy()[test], score=family.score[best, test],
-                        cost_usd=family.cost[best, test], switches=np.nan, n_turns=np.nan, n_proposals=np.nan,
+                        cost_usd=family.cost[best, test], switches=family.models[best, test] - 1,
+                        n_turns=family.turns[best, test], n_proposals=family.proposals[best, test],
                         stale_turns=np.nan, overshoot=0.0, cascade=best)))
     return pd.concat(frames, ignore_index=True)
 

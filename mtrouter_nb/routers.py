@@ -133,14 +133,18 @@ def _segments(world: ReplayWorld, rule, proposals: int):
 
 @dataclass
 class CascadeFamily:
-    """Score and dollars of every cascade on every task, (n_cascades, n_tasks), under one set of rights.
+    """Every cascade on every task under one set of rights: tables (n_cascades, n_tasks).
 
-    `orders` are tuples of pool indices and `rules` their leaving rules, aligned with the rows.
+    `score`, `cost` (dollars), `turns`, `proposals`, `models` (how many acted). `orders` are tuples of pool indices and
+    `rules` their leaving rules, aligned with the rows.
     """
     orders: list
     rules: list
     score: np.ndarray
     cost: np.ndarray
+    turns: np.ndarray
+    proposals: np.ndarray
+    models: np.ndarray
 
     @classmethod
     def of(cls, world: ReplayWorld, rights: Rights, rules=RULES, longest: int = None) -> "CascadeFamily":
@@ -150,7 +154,7 @@ class CascadeFamily:
         n_tasks, m, _ = world.shape
         tables = _Tables(world)
         empty = _Prefix.empty(n_tasks, rights)
-        orders, kept, score, cost = [], [], [], []
+        orders, kept, ends = [], [], []
         for rule in rules:
             step, final = (_segments(world, r, rights.proposals_each) for r in (rule, "end"))
             prefixes = {(): empty}
@@ -162,11 +166,13 @@ class CascadeFamily:
                     if rule == "end" or size > 1:  # a lone model is the same under every rule
                         orders.append(order)
                         kept.append(rule)
-                        score.append(done.score)
-                        cost.append(done.cost)
+                        ends.append(done)
                     grown[order] = before.extend(tables, order[-1], step[:, order[-1]])
                 prefixes = grown
-        return cls(orders, kept, np.array(score), np.array(cost))
+        return cls(orders, kept, score=np.array([e.score for e in ends]), cost=np.array([e.cost for e in ends]),
+                   turns=rights.turns - np.array([e.turns_left for e in ends]),
+                   proposals=rights.proposals - np.array([e.proposals_left for e in ends]),
+                   models=np.array([e.models for e in ends]))
 
     def router(self, index: int) -> Cascade:
         "The cascade of row `index` as a router."
@@ -191,10 +197,12 @@ class _Prefix:
     cost: np.ndarray
     turns_left: np.ndarray
     proposals_left: np.ndarray
+    models: np.ndarray
 
     @classmethod
     def empty(cls, n: int, rights: Rights):
-        return cls(np.zeros(n), np.zeros(n), np.full(n, rights.turns), np.full(n, rights.proposals))
+        zero = np.zeros(n, np.int16)
+        return cls(np.zeros(n), np.zeros(n), zero + np.int16(rights.turns), zero + np.int16(rights.proposals), zero)
 
     def extend(self, tables: _Tables, model: int, turns: np.ndarray) -> "_Prefix":
         "Give `model` up to `turns` (T,) turns of its run, as far as rights allow."
@@ -205,7 +213,9 @@ class _Prefix:
         turns = np.where(self.score > 0, 0, np.minimum(turns, np.where(self.proposals_left > 0, begun, 0)))
         won = (turns == tables.length[:, model]) & (turns > 0) & tables.success[:, model]
         return _Prefix(np.where(won, 1.0, self.score), self.cost + tables.cost[tables.rows, model, turns],
-                       self.turns_left - turns, self.proposals_left - proposals[tables.rows, turns])
+                       (self.turns_left - turns).astype(np.int16),
+                       (self.proposals_left - proposals[tables.rows, turns]).astype(np.int16),
+                       (self.models + (turns > 0)).astype(np.int16))
 
 # %% ../nbs/08_routers.ipynb #cell-016
 def choose_cascade(family: CascadeFamily, train: np.ndarray, price: float, among=None) -> int:
