@@ -8,3 +8,13 @@ import pytest
 def root() -> Path:
     """The checkout."""
     return Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def demo_world():
+    "The demo log as a world that routers can read."
+    from mtrouter_nb.demo import load_demo
+    from mtrouter_nb.history import HistoryEncoder, TextEncoder
+    from mtrouter_nb.pool import demo_pool
+    from mtrouter_nb.worlds import ReplayWorld
+    return ReplayWorld(load_demo(), demo_pool(), HistoryEncoder(TextEncoder(progress=False)))
