@@ -21,7 +21,6 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 
 from .pool import data_dir
 
@@ -131,8 +130,7 @@ def direct_label(ax, x, y, texts, colors=None, size=7.5, avoid=()):
     taken, notes = np.c_[dots - r, dots + r], []
     for xy, text, color in zip(zip(x, y), texts, map(color_of, texts) if colors is None else colors):
         note = ax.annotate(text, xy, (0, 0), textcoords="offset points", color=color, fontsize=size, va="center",
-                           zorder=4, parse_math=False,
-                           path_effects=[withStroke(linewidth=1.6, foreground="white")])
+                           zorder=4, parse_math=False, bbox=dict(fc="white", ec="none", alpha=.7, pad=.2))
         offset = _settle(note, size, taken)
         if np.hypot(*offset) > size * 1.2:
             line = dict(arrowstyle="-", lw=.5, color=color, shrinkA=0, shrinkB=3)
