@@ -9,9 +9,8 @@ parser = ConfigParser(delimiters=["="])
 parser.read(root / "settings.ini", encoding="utf-8")
 cfg = parser["DEFAULT"]
 
-LICENSES = {"apache2": ("Apache-2.0", "License :: OSI Approved :: Apache Software License")}
+LICENSES = {"apache2": "Apache-2.0"}
 STATUSES = {"3": "3 - Alpha", "4": "4 - Beta", "5": "5 - Production/Stable"}
-license_name, license_classifier = LICENSES[cfg["license"]]
 readme = root / "README.md"
 
 setup(
@@ -19,7 +18,7 @@ setup(
     version=cfg["version"],
     description=cfg["description"],
     keywords=cfg["keywords"],
-    license=license_name,
+    license=LICENSES[cfg["license"]],
     author=cfg["author"],
     author_email=cfg["author_email"],
     url=cfg["git_url"],
@@ -35,7 +34,6 @@ setup(
         f"Intended Audience :: {cfg['audience']}",
         f"Natural Language :: {cfg['language']}",
         f"Programming Language :: Python :: {cfg['min_python']}",
-        license_classifier,
     ],
     entry_points={"nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},
     zip_safe=False,

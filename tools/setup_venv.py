@@ -37,8 +37,8 @@ def stop(sentence: str):
 
 
 def pip(*args: str, mend: str):
-    """Run pip of the new environment; on failure end with `mend`."""
-    if subprocess.run([PYTHON, "-m", "pip", *args]).returncode:
+    """Run pip of the new environment, showing errors only; on failure end with `mend`."""
+    if subprocess.run([PYTHON, "-m", "pip", "-qq", *args]).returncode:
         stop(mend)
 
 
@@ -46,7 +46,7 @@ def torch_options(requirement: str) -> list[str]:
     """Extra pip options that make `requirement` (torch==X) a CPU build: none, or the CPU wheel index."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "report.json"
-        pip("install", "--quiet", "--dry-run", "--ignore-installed", "--report", str(path), requirement,
+        pip("install", "--dry-run", "--ignore-installed", "--report", str(path), requirement,
             mend=f"pip finds no {requirement}; check the network and pip's configuration, then run make again.")
         if not brings_cuda(json.loads(path.read_text())):
             return []
@@ -75,11 +75,11 @@ def main():
     STAMP.unlink(missing_ok=True)
     again = "pip stopped (its message is above); mend that and run make again: what is installed stays."
     # old pips download whole wheels to answer a dry run
-    pip("install", "--quiet", "--upgrade", "pip>=25", "setuptools>=64", "wheel", mend=again)
+    pip("install", "--upgrade", "pip>=25", "setuptools>=64", "wheel", mend=again)
     torch = next(line for line in LOCK.read_text().splitlines() if line.startswith("torch=="))
-    pip("install", "--quiet", *torch_options(torch), torch, mend=again)
-    pip("install", "--quiet", "-r", str(LOCK), mend=again)
-    pip("install", "--quiet", "--no-deps", "--no-build-isolation", "-e", str(ROOT), mend=again)
+    pip("install", *torch_options(torch), torch, mend=again)
+    pip("install", "-r", str(LOCK), mend=again)
+    pip("install", "--no-deps", "--no-build-isolation", "-e", str(ROOT), mend=again)
     cuda = subprocess.run([PYTHON, "-c", "import torch; print(torch.version.cuda or '')"],
                           capture_output=True, text=True)
     if cuda.returncode or cuda.stdout.strip():
