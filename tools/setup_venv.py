@@ -77,7 +77,9 @@ def main():
     # old pips download whole wheels to answer a dry run
     pip("install", "--upgrade", "pip>=25", "setuptools>=64", "wheel", mend=again)
     torch = next(line for line in LOCK.read_text().splitlines() if line.startswith("torch=="))
-    pip("install", *torch_options(torch), torch, mend=again)
+    index = torch_options(torch)
+    pip("install", *index, torch, mend=again if not index else
+        f"{index[-1]} gives no {torch}: name another index of CPU wheels with make TORCH_INDEX=URL.")
     pip("install", "-r", str(LOCK), mend=again)
     pip("install", "--no-deps", "--no-build-isolation", "-e", str(ROOT), mend=again)
     cuda = subprocess.run([PYTHON, "-c", "import torch; print(torch.version.cuda or '')"],
