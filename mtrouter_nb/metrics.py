@@ -4,28 +4,25 @@
 
 # %% auto #0
 __all__ = ['KEYS', 'MULTIPLE_CHOICE', 'EMBODIED', 'bootstrap_intervals', 'method_table', 'with_domains', 'domain_sets',
-           'operating_points', 'paired_difference', 'pareto_optimal', 'estimator_quality', 'paired_auc', 'reliability']
+           'operating_points', 'paired_difference', 'pareto_optimal', 'weighted_auc', 'estimator_quality', 'paired_auc',
+           'reliability']
 
 # %% ../nbs/12_metrics.ipynb #cell-001
 import moocore
 import numpy as np
 import pandas as pd
-from scipy.stats import bootstrap
-from sklearn.metrics import roc_auc_score
 
 # %% ../nbs/12_metrics.ipynb #cell-004
-def bootstrap_intervals(values: np.ndarray, statistic=np.mean, resamples: int = 2000, seed: int = 0):
-    """95 % percentile intervals over the last axis, resampled jointly for all other axes: (low, high) arrays.
+def bootstrap_intervals(values: np.ndarray, resamples: int = 2000, seed: int = 0):
+    """95 % percentile intervals of the mean over the last axis, resampled jointly for all others: (low, high) arrays.
 
-    `values` (..., n_tasks). With a single task, or no spread, both ends are the value itself.
+    `values` (..., n_tasks). A resample's mean is a sum weighted by how often it drew each task, so all methods are done
+    by one matrix product.
     """
     values = np.asarray(values, float)
-    if values.shape[-1] < 2:
-        point = statistic(values, axis=-1)
-        return point, point
-    result = bootstrap((values,), statistic, axis=-1, n_resamples=resamples, method="percentile", batch=100,
-                       rng=np.random.default_rng(seed))
-    return result.confidence_interval.low, result.confidence_interval.high
+    n = values.shape[-1]
+    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples) / n
+    return tuple(np.percentile(values @ drawn.T, [2.5, 97.5], axis=-1))
 
 # %% ../nbs/12_metrics.ipynb #cell-008
 KEYS = ["rights", "split", "method", "parameter"]
@@ -40,16 +37,18 @@ def method_table(results: pd.DataFrame, keys=KEYS, resamples: int = 2000, seed: 
     """
     rows = []
     # Methods scored on the same tasks are resampled together.
-    same_tasks = results.groupby(keys, dropna=False)["task_id"].transform(lambda ids: "\n".join(sorted(map(str, ids))))
-    for _, group in results.groupby(same_tasks, sort=False):
-        wide = {c: group.pivot_table(index=keys, columns="task_id", values=c, dropna=False, observed=True)
-                .dropna(how="all") for c in ("score", "cost_usd")}
-        table = group.groupby(keys, dropna=False).agg(
+    number = results.groupby(keys, dropna=False, sort=False).ngroup()
+    tasks = results["task_id"].groupby(number).agg(lambda ids: hash(frozenset(ids)))
+    for _, group in results.groupby(number.map(tasks), sort=False):
+        methods = group.groupby(keys, dropna=False)
+        table = methods.agg(
             score=("score", "mean"), cost_usd=("cost_usd", "mean"), n_episodes=("task_id", "size"),
-            switches=("switches", "mean"), turns=("n_turns", "sum"), stale=("stale_turns", "sum"),
+            switches=("switches", "mean"), turns=("n_turns", "sum"),
+            stale=("stale_turns", lambda x: x.sum(min_count=1)),
             overshoot_share=("overshoot", lambda x: (x > 0).mean()))
+        row = group.assign(row=methods.ngroup())
         for column, name in (("score", "score"), ("cost_usd", "cost")):
-            values = wide[column].reindex(table.index).to_numpy()
+            values = row.pivot(index="row", columns="task_id", values=column).to_numpy()
             table[f"{name}_low"], table[f"{name}_high"] = bootstrap_intervals(values, resamples=resamples, seed=seed)
         rows.append(table)
     table = pd.concat(rows).reset_index()
@@ -59,10 +58,8 @@ def method_table(results: pd.DataFrame, keys=KEYS, resamples: int = 2000, seed: 
     return table[list(keys) + order]
 
 
-def with_domains(results: pd.DataFrame, keys=KEYS, seed: int = 0) -> pd.DataFrame:
-    "`method_table` for each set of domains (column `domains`: see `domain_sets`) and for each single domain."
-    present = sorted(results["domain"].unique())
-    sets = domain_sets(present) | {d: [d] for d in present}
+def with_domains(results: pd.DataFrame, sets: dict, keys=KEYS, seed: int = 0) -> pd.DataFrame:
+    "`method_table` for each named set of domains (column `domains`); empty sets are left out."
     return pd.concat([method_table(results[results["domain"].isin(chosen)], keys, seed=seed).assign(domains=name)
                       for name, chosen in sets.items() if chosen], ignore_index=True)
 
@@ -102,27 +99,39 @@ def pareto_optimal(cost, score) -> np.ndarray:
     return np.asarray(moocore.is_nondominated(points, keep_weakly=True))
 
 # %% ../nbs/12_metrics.ipynb #cell-016
+def weighted_auc(predicted, right, weights) -> np.ndarray:
+    """AUC (n_draws,) of `predicted` (n,) for the outcomes `right` (n,) under each row of `weights` (n_draws, n).
+
+    The share of (right, wrong) pairs that are in order, ties counting half. NaN where a draw lacks one of the kinds.
+    """
+    order = np.argsort(predicted, kind="stable")
+    p, right = np.asarray(predicted)[order], np.asarray(right, bool)[order]
+    weights = np.asarray(weights, float)[:, order]
+    first = np.flatnonzero(np.r_[True, p[1:] != p[:-1]])  # where each run of tied predictions begins
+    up, down = (np.add.reduceat(weights * kind, first, axis=1) for kind in (right, ~right))
+    below = down.cumsum(1) - down
+    with np.errstate(invalid="ignore"):
+        return (up * (below + down / 2)).sum(1) / (up.sum(1) * down.sum(1))
+
+
+def _task_draws(task, resamples: int, seed: int) -> np.ndarray:
+    "How often each of n rows is drawn when tasks are resampled: (resamples, n)."
+    code, names = pd.factorize(np.asarray(task))
+    return np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), resamples)[:, code]
+
+# %% ../nbs/12_metrics.ipynb #cell-018
 def estimator_quality(predicted, outcome, cluster, resamples: int = 500, seed: int = 0) -> dict:
     """AUC and Brier score with 95 % intervals from a bootstrap over `cluster` (n,): tasks, whose turns stay together.
 
-    AUC is missing where all outcomes are equal.
+    AUC reads the predictions' order, Brier their values clipped to 0-1. AUC is missing where all outcomes are equal.
     """
-    predicted, outcome = np.clip(np.asarray(predicted, float), 0, 1), np.asarray(outcome, float)
-    squared = (predicted - outcome) ** 2
-    right = outcome > 0.5
-    code, names = pd.factorize(np.asarray(cluster))
-    rng = np.random.default_rng(seed)
-
-    def auc(weight):
-        return roc_auc_score(right, predicted, sample_weight=weight) if right.any() and not right.all() else np.nan
-
-    draws = []
-    for _ in range(resamples):
-        weight = np.bincount(rng.integers(0, len(names), len(names)), minlength=len(names))[code].astype(float)
-        both = weight[right].sum() > 0 and weight[~right].sum() > 0
-        draws.append((auc(weight) if both else np.nan, np.average(squared, weights=weight)))
-    (auc_low, brier_low), (auc_high, brier_high) = np.nanpercentile(draws, [2.5, 97.5], axis=0)
-    return dict(n=len(code), auc=auc(None), auc_low=auc_low, auc_high=auc_high, brier=squared.mean(),
+    predicted, outcome = np.asarray(predicted, float), np.asarray(outcome, float)
+    squared = (np.clip(predicted, 0, 1) - outcome) ** 2
+    draws = _task_draws(cluster, resamples, seed)
+    auc_low, auc_high = np.nanpercentile(weighted_auc(predicted, outcome > 0.5, draws), [2.5, 97.5])
+    brier_low, brier_high = np.percentile(draws @ squared / draws.sum(1), [2.5, 97.5])
+    auc = weighted_auc(predicted, outcome > 0.5, np.ones((1, len(squared))))[0]
+    return dict(n=len(squared), auc=auc, auc_low=auc_low, auc_high=auc_high, brier=squared.mean(),
                 brier_low=brier_low, brier_high=brier_high)
 
 
@@ -132,16 +141,11 @@ def paired_auc(predictions: pd.DataFrame, estimator: str, other: str, resamples:
     wide = predictions[predictions["estimator"].isin([estimator, other])].pivot_table(
         index=key, columns="estimator", values="predicted", sort=False)
     outcome = predictions.drop_duplicates(key).set_index(key)["outcome"].reindex(wide.index).to_numpy() > 0.5
-    code, names = pd.factorize(wide.index.get_level_values("task_id"))
-    rng = np.random.default_rng(seed)
-
-    def difference(weight):
-        return np.subtract(*(roc_auc_score(outcome, wide[e], sample_weight=weight) for e in (estimator, other)))
-
-    draws = [difference(np.bincount(rng.integers(0, len(names), len(names)), minlength=len(names))[code])
-             for _ in range(resamples)]
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return dict(estimator=estimator, other=other, difference=difference(None), low=low, high=high)
+    draws = _task_draws(wide.index.get_level_values("task_id"), resamples, seed)
+    all_then_draws = np.vstack([np.ones(len(wide)), draws])
+    difference = np.subtract(*(weighted_auc(wide[e].to_numpy(), outcome, all_then_draws) for e in (estimator, other)))
+    low, high = np.percentile(difference[1:], [2.5, 97.5])
+    return dict(estimator=estimator, other=other, difference=difference[0], low=low, high=high)
 
 
 def reliability(predicted, outcome, bins: int = 10) -> pd.DataFrame:
