@@ -105,7 +105,7 @@ def _shared(box, others) -> float:
 def _badness(note, spot, taken) -> float:
     "Put `note` at `spot`; the area there that is taken, and three times what lies outside the axes."
     note.set(position=spot[0], ha=spot[1])
-    box = note.get_window_extent().extents
+    box = note.get_window_extent().padded(note.figure.dpi / 60).extents
     outside = np.prod(box[2:] - box[:2]) - _shared(box, note.axes.get_window_extent().extents[None])
     return _shared(box, taken) + 3 * outside
 
@@ -139,7 +139,7 @@ def direct_label(ax, x, y, texts, colors=None, size=7.5, avoid=()):
         notes.append(note)
     return notes
 
-# %% ../nbs/14_plots.ipynb #cell-019
+# %% ../nbs/14_plots.ipynb #cell-018
 EVIDENCE = {
     "published": "computed from numbers printed in the paper",
     "logged": "computed from real logs of real models",
@@ -154,7 +154,7 @@ def check_evidence(label: str) -> str:
         raise ValueError(f"evidence {label!r} is none of {', '.join(EVIDENCE)}.")
     return label
 
-# %% ../nbs/14_plots.ipynb #cell-022
+# %% ../nbs/14_plots.ipynb #cell-021
 def project_root() -> Path:
     "The checkout, with `nbs/`, `data/` and `figures/`; `MTROUTER_ROOT` names another."
     return Path(os.environ.get("MTROUTER_ROOT") or data_dir().parent).resolve()
@@ -179,7 +179,7 @@ def _portable(path) -> str:
     inside = path.is_relative_to(project_root())
     return path.relative_to(project_root()).as_posix() if inside else path.name
 
-# %% ../nbs/14_plots.ipynb #cell-024
+# %% ../nbs/14_plots.ipynb #cell-023
 _PACKAGES = ("numpy", "pandas", "scipy", "scikit-learn", "torch", "sentence-transformers", "matplotlib", "moocore")
 
 
@@ -213,7 +213,7 @@ def provenance(figure_id, *, evidence, caption, params=None, inputs=None, second
                 modified=bool(_git("status", "--porcelain", "--", "nbs", "mtrouter_nb", "data")),
                 seconds=None if seconds is None else round(float(seconds), 1))
 
-# %% ../nbs/14_plots.ipynb #cell-027
+# %% ../nbs/14_plots.ipynb #cell-026
 def _draw_caption(fig, text):
     "Put `text` under the axes, wrapped to the figure's width, in place of an earlier caption."
     for old in [t for t in fig.texts if t.get_gid() == "caption"]: old.remove()
@@ -232,7 +232,7 @@ def _rendered(fig, kind):
                     metadata=silent)
     return buffer.getvalue()
 
-# %% ../nbs/14_plots.ipynb #cell-028
+# %% ../nbs/14_plots.ipynb #cell-027
 def save_figure(fig: Figure, figure_id: str, data: pd.DataFrame, out, *, evidence, caption, params=None, inputs=None,
                 seconds=None) -> list[str]:
     """Write `figure_id`.png, .svg, .csv and .json into `out` (relative to the checkout); returns the four names.
