@@ -22,7 +22,7 @@ from torch import nn
 
 from .history import HistoryEncoder
 from .pool import ModelPool
-from .turns import TurnLog, holdout, outcome_targets, turn_costs
+from .turns import TurnLog, holdout, outcome_targets, proposes, turn_costs
 
 # %% ../nbs/04_estimator.ipynb #cell-004
 UNLIMITED_USD = 1.0  # dollars left are compared up to this; no episode of the logs costs more
@@ -65,12 +65,13 @@ class TrainingSet:
 
 # %% ../nbs/04_estimator.ipynb #cell-008
 def _left(turns: pd.DataFrame, max_turns: int, max_proposals: int) -> np.ndarray:
-    "Rights left before each turn: as logged, else counted down from the episode's own limits."
-    if {"turns_left", "proposals_left", "usd_left"} <= set(turns.columns):
-        return rights_features(turns["turns_left"], turns["proposals_left"], turns["usd_left"])
-    proposed = turns["action"].str.contains("<solution>", regex=False).astype(int)
+    "Rights left before each turn: as logged, else (turn by turn) counted down from the episode's own limits."
+    proposed = proposes(turns["action"]).astype(int)
     before = proposed.groupby(turns["episode_id"]).cumsum() - proposed
-    return rights_features(max_turns - turns["turn"], max_proposals - before, np.full(len(turns), np.nan))
+    counted = pd.DataFrame(dict(turns_left=max_turns - turns["turn"], proposals_left=max_proposals - before,
+                                usd_left=np.nan))
+    logged = turns.reindex(columns=counted.columns).astype(float)
+    return rights_features(*logged.fillna(counted).to_numpy().T)
 
 
 def training_set(log: TurnLog, pool: ModelPool, history: HistoryEncoder, steps: dict,
@@ -95,7 +96,7 @@ def training_set(log: TurnLog, pool: ModelPool, history: HistoryEncoder, steps: 
         task=turns["task_id"].to_numpy(object),
     )
 
-# %% ../nbs/04_estimator.ipynb #cell-012
+# %% ../nbs/04_estimator.ipynb #cell-014
 @dataclass(frozen=True)
 class EstimatorConfig:
     "Sizes and training settings; the defaults are the paper's (repository `training.yaml`)."
@@ -155,7 +156,7 @@ class OutcomeNetwork(nn.Module):
         pairs = (x @ w_x.T + self.first.bias)[:, None] + (self.models() @ w_a.T)[None]
         return self.rest(pairs).squeeze(2)
 
-# %% ../nbs/04_estimator.ipynb #cell-017
+# %% ../nbs/04_estimator.ipynb #cell-019
 class OutcomeEstimator:
     """The paper's joint estimator over one model pool.
 
@@ -173,6 +174,10 @@ class OutcomeEstimator:
     def fit(self, data: TrainingSet) -> "OutcomeEstimator":
         "Learn from the rows of `data`; `self.history` holds (training, validation) error by epoch."
         c = self.config
+        bad = ~(np.isfinite(data.x).all(1) & np.isfinite(data.target))
+        if bad.any():
+            raise ValueError(f"training row {bad.argmax()} (task {data.task[bad.argmax()]}) holds a value that is no "
+                             f"number, as do {bad.sum() - 1} more; leave out states after a success, score every row.")
         _, held = holdout(np.unique(data.task.astype(str)), c.validation, c.seed)
         is_val = np.isin(data.task.astype(str), held)
         x, y = torch.from_numpy(data.x), torch.from_numpy(data.target.astype("f4"))
@@ -246,7 +251,7 @@ class OutcomeEstimator:
         estimator.network.eval()
         return estimator
 
-# %% ../nbs/04_estimator.ipynb #cell-025
+# %% ../nbs/04_estimator.ipynb #cell-029
 class PerModelRidge:
     "One ridge regression per model, for score and for remaining dollars (the paper's repository, `PerModelRidgeQ`)."
 
