@@ -37,6 +37,7 @@ test: check ## check, all export notebooks' cells, the smoke profile of reproduc
 
 check: venv ## notebooks clean, export gives no diff, settings and lock agree, ruff
 	$(BIN)/ruff check .
+	$(BIN)/python tools/make_readme.py --check
 	$(BIN)/python -m pytest tests/test_setup.py tests/test_notebooks.py
 
 lab: venv ## JupyterLab on the notebooks
