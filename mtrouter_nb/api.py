@@ -15,7 +15,7 @@ _NAMES = {
              "holdout stratified_folds leave_one_domain_out",
     "sources": "load_log load_mint pool_of",
     "demo": "load_demo make_demo true_success",
-    "history": "HistoryEncoder TextEncoder Cut history_text",
+    "history": "HistoryEncoder WholeTextEncoder TextEncoder Cut history_text",
     "estimator": "OutcomeEstimator EstimatorConfig PerModelRidge PerModelTrees ClusterQ TrainingSet training_set",
     "worlds": "ReplayWorld Rights MATCHED DOUBLE OPEN budgeted one_proposal_each View World",
     "routers": "Router QRouter Cascade CascadeFamily SingleModel RandomRouter RoundRobin Heuristic HindsightOracle "

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['FORMAT_TOKENS', 'MESSAGE_TOKENS', 'MINILM', 'history_text', 'text_key', 'EmbeddingCache', 'TextEncoder', 'Cut',
-           'RunningHistory', 'HistoryEncoder', 'LiveHistory']
+           'RunningHistory', 'HistoryEncoder', 'LiveHistory', 'WholeTextEncoder', 'LiveText']
 
 # %% ../nbs/03_history.ipynb #cell-001
 import hashlib
 import os
 import sqlite3
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -261,3 +261,58 @@ class LiveHistory:
     @property
     def vector(self) -> np.ndarray:
         return self.running.vector
+
+# %% ../nbs/03_history.ipynb #cell-030
+class WholeTextEncoder(HistoryEncoder):
+    """States as embeddings of `history_text`, float32 (n, d), under a budget of `max_tokens`.
+
+    `max_tokens`: the encoder's own window by default (MiniLM reads 256; the paper's encoder 8,192).
+    """
+
+    def __init__(self, encoder: TextEncoder = None, max_tokens: int = None):
+        super().__init__(encoder, cut=strip_countdown)
+        self.max_tokens = max_tokens or self.encoder.model.max_seq_length
+        self.tokens = lru_cache(maxsize=200_000)(lambda text: len(self.encoder.model.tokenizer.tokenize(text)))
+
+    @property
+    def fingerprint(self) -> str:
+        return f"{self.encoder.name} whole text, {self.max_tokens} tokens"
+
+    def texts(self, prompt: str, messages: list) -> str:
+        "The text of one state; `messages` are (role, content) pairs since the prompt."
+        clean = [(role, strip_countdown(content)) for role, content in messages]
+        return history_text(strip_countdown(prompt), clean, self.max_tokens, self.tokens)
+
+    def start(self, prompts) -> np.ndarray:
+        return self.encoder.encode([self.texts(p, []) for p in prompts])
+
+    def after(self, log: TurnLog) -> np.ndarray:
+        prompt = log.tasks.set_index("task_id")["prompt"]
+        said, texts = {}, []
+        for t in log.turns.itertuples():
+            run = said.setdefault((t.episode_id, t.attempt), [])
+            run += [("assistant", t.action), ("user", t.feedback if isinstance(t.feedback, str) else "")]
+            texts.append(self.texts(prompt[t.task_id], run))
+        state = self.encoder.encode(texts)
+        state[log.turns["feedback"].isna().to_numpy()] = np.nan
+        return state
+
+    def follow(self, prompt: str) -> "LiveText":
+        return LiveText(self, prompt)
+
+
+class LiveText:
+    "One running conversation under `WholeTextEncoder`: `add` each turn's two texts, read `vector` (d,)."
+
+    def __init__(self, history: WholeTextEncoder, prompt: str):
+        self.history, self.prompt, self.messages = history, prompt, []
+
+    def add(self, action: str, feedback: str) -> "LiveText":
+        "What the model did and what came back."
+        self.messages += [("assistant", action), ("user", feedback)]
+        return self
+
+    @property
+    def vector(self) -> np.ndarray:
+        text = self.history.texts(self.prompt, self.messages)
+        return self.history.encoder.encode([text])[0]
