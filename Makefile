@@ -30,9 +30,9 @@ venv:
 reproduce: venv ## every figure and table into figures/ (PROFILE=smoke: a few dozen tasks, minutes; STRICT=1: no data is a failure)
 	@$(BIN)/python -m mtrouter_nb.reproduce --profile $(PROFILE) $(if $(filter-out 0,$(STRICT)),--strict)
 
-# one process a notebook: nbdev's own pool waits five minutes for idle joblib workers before it ends
+# one process a notebook (nbdev's own pool waits five minutes for idle joblib workers), one thread each (spinning costs 4x)
 test: check ## check, all export notebooks' cells, the smoke profile of reproduce, and pytest
-	ls nbs/*.ipynb | xargs -P 2 -n 1 $(BIN)/nbdev_test --timing --path
+	ls nbs/*.ipynb | OMP_NUM_THREADS=1 xargs -P 2 -n 1 $(BIN)/nbdev_test --timing --path
 	$(BIN)/python -m mtrouter_nb.reproduce --profile smoke
 	$(BIN)/python -m pytest
 
