@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RULES', 'Router', 'best_available', 'SingleModel', 'RandomRouter', 'RoundRobin', 'Heuristic', 'Cascade',
-           'CascadeFamily', 'choose_cascade', 'GroupedCascades', 'QRouter', 'route', 'HindsightOracle']
+           'CascadeFamily', 'choose_cascade', 'QRouter', 'route', 'HindsightOracle']
 
 # %% ../nbs/08_routers.ipynb #cell-001
 from dataclasses import dataclass
@@ -187,12 +187,13 @@ class _Tables:
         self.rows = np.arange(world.shape[0])
         self.cost = np.pad(world.cost.cumsum(2), pad)
         self.proposals = np.pad(world.proposed.cumsum(2), pad)
-        self.length, self.success = world.length, world.success
+        self.length, self.success, self.score = world.length, world.success, world.score
 
 
 @dataclass
 class _Prefix:
-    "Where all tasks stand after the first models of a cascade."
+    "Where all tasks stand after the first models of a cascade; `solved` ones go no further."
+    solved: np.ndarray
     score: np.ndarray
     cost: np.ndarray
     turns_left: np.ndarray
@@ -202,7 +203,8 @@ class _Prefix:
     @classmethod
     def empty(cls, n: int, rights: Rights):
         zero = np.zeros(n, np.int16)
-        return cls(np.zeros(n), np.zeros(n), zero + np.int16(rights.turns), zero + np.int16(rights.proposals), zero)
+        return cls(np.zeros(n, bool), np.zeros(n), np.zeros(n), zero + np.int16(rights.turns),
+                   zero + np.int16(rights.proposals), zero)
 
     def extend(self, tables: _Tables, model: int, turns: np.ndarray) -> "_Prefix":
         "Give `model` up to `turns` (T,) turns of its run, as far as rights allow."
@@ -210,32 +212,19 @@ class _Prefix:
         turns = np.minimum(turns, self.turns_left)
         # The run stops with the turn that uses the last proposal: count the turns begun while one was left.
         begun = (proposals[:, :-1] < self.proposals_left[:, None]).sum(1)
-        turns = np.where(self.score > 0, 0, np.minimum(turns, np.where(self.proposals_left > 0, begun, 0)))
-        won = (turns == tables.length[:, model]) & (turns > 0) & tables.success[:, model]
-        return _Prefix(np.where(won, 1.0, self.score), self.cost + tables.cost[tables.rows, model, turns],
+        turns = np.where(self.solved, 0, np.minimum(turns, np.where(self.proposals_left > 0, begun, 0)))
+        finished = (turns == tables.length[:, model]) & (turns > 0)
+        return _Prefix(self.solved | (finished & tables.success[:, model]),
+                       np.where(finished, np.fmax(self.score, tables.score[:, model]), self.score),
+                       self.cost + tables.cost[tables.rows, model, turns],
                        (self.turns_left - turns).astype(np.int16),
                        (self.proposals_left - proposals[tables.rows, turns]).astype(np.int16),
                        (self.models + (turns > 0)).astype(np.int16))
 
 # %% ../nbs/08_routers.ipynb #cell-016
-def choose_cascade(family: CascadeFamily, train: np.ndarray, price: float, among=None) -> int:
+def choose_cascade(family: CascadeFamily, train: np.ndarray, price: float) -> int:
     "The row of the family with the best mean of score - price * dollars over the tasks `train`."
-    value = family.score[:, train].mean(1) - price * family.cost[:, train].mean(1)
-    if among is not None:
-        value = np.where(among, value, -np.inf)
-    return int(value.argmax())
-
-
-@dataclass
-class GroupedCascades(_Stateless):
-    "A cascade per group of tasks; `group` (n,) holds each episode's group, `cascades` one router per group."
-    group: np.ndarray
-    cascades: list
-    name: str = "Cascade per group"
-
-    def choose(self, view: View) -> np.ndarray:
-        choices = np.stack([c.choose(view) for c in self.cascades], axis=1)
-        return np.take_along_axis(choices, self.group[view.row][:, None], 1)[:, 0]
+    return int((family.score[:, train].mean(1) - price * family.cost[:, train].mean(1)).argmax())
 
 # %% ../nbs/08_routers.ipynb #cell-019
 @dataclass
