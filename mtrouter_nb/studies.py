@@ -41,12 +41,12 @@ def inner_auc(x: np.ndarray, log: TurnLog, folds: int = 5, alpha: float = 10.0) 
 
 
 def seconds_per_thousand(history: HistoryEncoder, messages, n: int = 192, seed: int = 0) -> float:
-    "Measured seconds to embed a thousand of `messages`, cut, without the cache (after one warm-up batch)."
+    "Measured seconds to embed a thousand of `messages`, cut, without the cache (after a warm-up)."
     drawn = np.random.default_rng(seed).choice(np.asarray(messages, object), min(n, len(messages)), replace=False)
-    pieces = sorted((history.cut(m) for m in drawn), key=len)
-    history.encoder.model.encode(pieces[:8])
+    pieces = [history.cut(m) for m in drawn]
+    history.encoder.embed(pieces[:8])
     started = perf_counter()
-    history.encoder.model.encode(pieces, batch_size=history.encoder.batch_size, show_progress_bar=False)
+    history.encoder.embed(pieces)
     return 1000 * (perf_counter() - started) / len(pieces)
 
 # %% ../nbs/09b_studies.ipynb #cell-007
