@@ -306,8 +306,8 @@ def plan(notebooks, profile="full", source="mint", logs=None, extra=None) -> lis
     return jobs
 
 # %% ../nbs/15_reproduce.ipynb #cell-040
-_FIRST_SECONDS = {("full", "published"): 15, ("full", "logged"): 400,
-                  ("smoke", "published"): 15, ("smoke", "logged"): 45}
+_FIRST_SECONDS = {("full", "published"): 15, ("full", "logged"): 600,
+                  ("smoke", "published"): 15, ("smoke", "logged"): 80}
 _DISK_GB = 0.3  # logs, embeddings and executed notebooks; .venv holds 1.8 GB besides
 
 
