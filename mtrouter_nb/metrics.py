@@ -33,7 +33,8 @@ def method_table(results: pd.DataFrame, keys=KEYS, resamples: int = 2000, seed: 
 
     `results`: one row per (`keys`, task_id) with columns score, cost_usd, switches, n_turns, stale_turns, overshoot.
     Returns `keys` and score, score_low, score_high, cost_usd, cost_low, cost_high, n_episodes, switches,
-    stale_share (turns played on a stale countdown), overshoot_share (episodes past their dollar limit).
+    stale_share (turns played on a stale countdown), overshoot_share (episodes past their dollar limit, where rows
+    average several runs in any of them).
     """
     rows = []
     # Methods scored on the same tasks are resampled together.
