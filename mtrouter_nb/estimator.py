@@ -183,10 +183,15 @@ class OutcomeEstimator:
         x, y = torch.from_numpy(data.x), torch.from_numpy(data.target.astype("f4"))
         action = torch.from_numpy(data.action.astype("i8"))
         train, val = (torch.from_numpy(np.flatnonzero(m)) for m in (~is_val, is_val))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(c.seed)
-            self._build(x.shape[1])
-            self._train(x, action, y, train, val)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # batches of 64 gain nothing from more, and the numbers must not depend on how many
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(c.seed)
+                self._build(x.shape[1])
+                self._train(x, action, y, train, val)
+        finally:
+            torch.set_num_threads(threads)
         return self
 
     def _train(self, x, action, y, train, val):
