@@ -37,4 +37,5 @@ def __getattr__(name: str):
 
 
 def __dir__():
-    return sorted([*globals(), *_HOME])
+    "What the package holds already, and every name it can load."
+    return sorted({*vars(import_module("mtrouter_nb")), *_HOME})
