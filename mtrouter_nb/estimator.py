@@ -80,8 +80,9 @@ def training_set(log: TurnLog, pool: ModelPool, history: HistoryEncoder, steps: 
 
     `steps`: expected steps by domain, from training tasks only (`turns.expected_steps`). `max_turns`, `max_proposals`:
     the limits under which the log was played, where it does not say what was left. Raises KeyError for a model that
-    is not in the pool.
+    is not in the pool. Rows are those of `log.in_order()`.
     """
+    log = log.in_order()
     turns = log.turns
     episodes = log.episodes.set_index("episode_id")
     cost = turn_costs(log, pool)
@@ -96,7 +97,7 @@ def training_set(log: TurnLog, pool: ModelPool, history: HistoryEncoder, steps: 
         task=turns["task_id"].to_numpy(object),
     )
 
-# %% ../nbs/04_estimator.ipynb #cell-014
+# %% ../nbs/04_estimator.ipynb #cell-016
 @dataclass(frozen=True)
 class EstimatorConfig:
     "Sizes and training settings; the defaults are the paper's (repository `training.yaml`)."
@@ -156,7 +157,7 @@ class OutcomeNetwork(nn.Module):
         pairs = (x @ w_x.T + self.first.bias)[:, None] + (self.models() @ w_a.T)[None]
         return self.rest(pairs).squeeze(2)
 
-# %% ../nbs/04_estimator.ipynb #cell-019
+# %% ../nbs/04_estimator.ipynb #cell-021
 class OutcomeEstimator:
     """The paper's joint estimator over one model pool.
 
@@ -256,7 +257,7 @@ class OutcomeEstimator:
         estimator.network.eval()
         return estimator
 
-# %% ../nbs/04_estimator.ipynb #cell-029
+# %% ../nbs/04_estimator.ipynb #cell-031
 class PerModelRidge:
     "One ridge regression per model, for score and for remaining dollars (the paper's repository, `PerModelRidgeQ`)."
 

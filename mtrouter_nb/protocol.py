@@ -129,7 +129,7 @@ def _learned(world, split, settings, tasks, fitted) -> pd.DataFrame:
 def _heuristic(world, split, settings, tasks) -> list:
     "The hand-written rule; which model is strong, and which gives most score per dollar, is read off training tasks."
     train = world.task_index[list(split.train)].to_numpy()
-    score, cost = world.score[train].mean(0), world.cost[train].sum(2).mean(0)
+    score, cost = np.nanmean(world.score[train], 0), world.cost[train].sum(2).mean(0)
     strong, value = int(score.argmax()), int((score / cost).argmax())
     cheap = tuple(m for m in range(len(world.pool)) if m != strong)
     role = dict(split=split.kind, fold=split.name, group="rule", method="Heuristic", parameter=np.nan)

@@ -199,7 +199,13 @@ def _fingerprint(self) -> str:
         digest.update(pd.util.hash_pandas_object(table.astype(object), index=False).to_numpy().tobytes())
     return digest.hexdigest()
 
-TurnLog.select, TurnLog.fingerprint = _select, _fingerprint
+def _in_order(self) -> "TurnLog":
+    "The log with each episode's turns in order, itself where they are; what adds up over turns starts from this."
+    if (self.turns.groupby("episode_id", sort=False).cumcount() == self.turns.turn).all(): return self
+    first = pd.factorize(self.turns.episode_id)[0]
+    return replace(self, turns=self.turns.iloc[np.lexsort([self.turns.turn, first])])
+
+TurnLog.select, TurnLog.fingerprint, TurnLog.in_order = _select, _fingerprint, _in_order
 
 # %% ../nbs/01_turns.ipynb #cell-023
 def proposes(action):

@@ -17,7 +17,7 @@ import pandas as pd
 from .estimator import rights_features
 from .history import HistoryEncoder
 from .pool import ModelPool
-from .turns import TurnLog, error_severity, proposes, strip_countdown, turn_costs
+from .turns import LogError, TurnLog, error_severity, proposes, strip_countdown, turn_costs
 
 # %% ../nbs/05_worlds.ipynb #cell-004
 @dataclass(frozen=True)
@@ -110,6 +110,19 @@ def _table(index, shape, values, fill, dtype):
     return out
 
 
+def _check_replayable(log: TurnLog, own_turns: int):
+    "Raise LogError unless every episode is the one run of its model on its task, within the stated limits."
+    routed, twice = log.episodes["model"].isna(), log.episodes.duplicated(["task_id", "model"])
+    if routed.any():
+        raise LogError(f"{routed.sum()} episodes of the log are a router's; a replay needs single-model runs only.")
+    if twice.any():
+        row = log.episodes[twice].iloc[0]
+        raise LogError(f"episodes: {row['model']} has a second run on {row['task_id']}; keep one run of each model.")
+    if log.turns["turn"].max() >= own_turns:
+        raise LogError(f"the log has runs of {log.turns['turn'].max() + 1} turns and own_turns is {own_turns}; pass the "
+                       "limits under which it was made, and rights that allow them.")
+
+
 class ReplayWorld:
     """Exact replay of a log of single-model episodes: one run per (task, model).
 
@@ -120,7 +133,8 @@ class ReplayWorld:
 
     def __init__(self, log: TurnLog, pool: ModelPool, history: HistoryEncoder = None,
                  own_turns: int = 5, own_proposals: int = 2):
-        log = log.select(models=pool.names)
+        log = log.select(models=pool.names).in_order()
+        _check_replayable(log, own_turns)
         self.log, self.pool, self.encoder = log, pool, history
         self.own_turns, self.own_proposals = own_turns, own_proposals
         self.tasks = log.tasks.reset_index(drop=True)
