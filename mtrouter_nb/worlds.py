@@ -119,8 +119,8 @@ def _check_replayable(log: TurnLog, own_turns: int):
         row = log.episodes[twice].iloc[0]
         raise LogError(f"episodes: {row['model']} has a second run on {row['task_id']}; keep one run of each model.")
     if log.turns["turn"].max() >= own_turns:
-        raise LogError(f"the log has runs of {log.turns['turn'].max() + 1} turns and own_turns is {own_turns}; pass the "
-                       "limits under which it was made, and rights that allow them.")
+        raise LogError(f"the log has runs of {log.turns['turn'].max() + 1} turns and own_turns is {own_turns}; pass "
+                       "the limits under which it was made, and rights that allow them.")
 
 
 class ReplayWorld:

@@ -29,8 +29,10 @@ def blocks(text, language="python"):
 
 @pytest.fixture(scope="module")
 def built(readme, tmp_path_factory):
-    """What the builder example leaves behind and prints, run in a folder with the demo log as a user would bring it: one
-    JSONL row per model call, and a CSV of models."""
+    """What the builder example leaves behind and prints.
+
+    It runs in a folder with the demo log as a user would bring it: a JSONL row per model call, and a CSV of models.
+    """
     folder, log = tmp_path_factory.mktemp("own"), load_demo()
     task = log.tasks.set_index("task_id")
     rows = log.turns[["task_id", "model", "turn", "observation", "action", "input_tokens", "output_tokens"]].copy()
@@ -56,8 +58,8 @@ def test_builder_example_is_short_and_imports_from_the_package_itself(readme):
 
 def test_builder_example_reads_the_log_as_it_is(built):
     log, demo = built["log"].episodes, load_demo().episodes
-    keys = ["model", "task_id"]
-    same = log[keys + ["success", "n_turns"]].merge(demo[keys + ["success", "n_turns"]], on=keys, suffixes=("", "_demo"))
+    keys, values = ["model", "task_id"], ["success", "n_turns"]
+    same = log[keys + values].merge(demo[keys + values], on=keys, suffixes=("", "_demo"))
     assert len(same) == len(log) == len(demo) == 400
     assert (same["success"] == same["success_demo"]).all() and (same["n_turns"] == same["n_turns_demo"]).all()
     assert isinstance(built["pool"], ModelPool) and built["pool"].names == demo_pool().names
@@ -135,7 +137,8 @@ def test_links_lead_somewhere(root, readme, name):
 
 
 def test_readme_tables_are_those_of_the_committed_figures(root, readme):
-    changed = subprocess.run(["git", "status", "--porcelain", "--", "figures"], cwd=root, capture_output=True, text=True)
+    command = ["git", "status", "--porcelain", "--", "figures"]
+    changed = subprocess.run(command, cwd=root, capture_output=True, text=True)
     if changed.returncode or changed.stdout:
         pytest.skip("figures/ differs from the commit, for which the README was written")
     names: dict = {}
