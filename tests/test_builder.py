@@ -84,12 +84,12 @@ def test_builder_evaluation_is_what_playing_by_hand_gives(built):
     assert (episodes["n_turns"] <= MATCHED.turns).all() and (episodes["cost_usd"] > 0).all()
 
 
-def test_builder_router_beats_the_weakest_model(built):
+def test_builder_router_beats_a_model_drawn_at_random(built):
     world = built["world"]
     rows = world.task_index[list(built["test"])]
     alone = [roll(world, SingleModel(m, n), rows, MATCHED).episodes["score"].mean()
              for m, n in enumerate(built["pool"].names)]
-    assert built["result"].episodes["score"].mean() > min(alone)
+    assert built["result"].episodes["score"].mean() > np.mean(alone)
 
 
 def test_builder_route_is_the_best_scored_model_of_the_pool(built):
