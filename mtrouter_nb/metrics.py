@@ -31,11 +31,12 @@ KEYS = ["rights", "split", "method", "parameter"]
 def method_table(results: pd.DataFrame, keys=KEYS, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
     """Mean score, dollars and switches per method with 95 % intervals over tasks.
 
-    `results`: one row per (`keys`, task_id) with columns score, cost_usd, switches, n_turns, stale_turns, overshoot.
+    `results`: one row per (`keys`, task_id) with columns score, cost_usd, switches, n_turns, stale_turns, over_budget.
     Returns `keys` and score, score_low, score_high, cost_usd, cost_low, cost_high, n_episodes, switches,
-    stale_share (turns played on a stale countdown), overshoot_share (episodes past their dollar limit, where rows
-    average several runs in any of them).
+    stale_share (turns played on a stale countdown), overshoot_share (episodes past their dollar limit).
+    Tasks without a score (the log lacks the run) are left out, and `n_episodes` says how many were not.
     """
+    results = results[results["score"].notna()]
     rows = []
     # Methods scored on the same tasks are resampled together.
     number = results.groupby(keys, dropna=False, sort=False).ngroup()
@@ -46,7 +47,7 @@ def method_table(results: pd.DataFrame, keys=KEYS, resamples: int = 2000, seed: 
             score=("score", "mean"), cost_usd=("cost_usd", "mean"), n_episodes=("task_id", "size"),
             switches=("switches", "mean"), turns=("n_turns", "sum"),
             stale=("stale_turns", lambda x: x.sum(min_count=1)),
-            overshoot_share=("overshoot", lambda x: (x > 0).mean()))
+            overshoot_share=("over_budget", "mean"))
         row = group.assign(row=methods.ngroup())
         for column, name in (("score", "score"), ("cost_usd", "cost")):
             values = row.pivot(index="row", columns="task_id", values=column).to_numpy()

@@ -11,10 +11,13 @@ __all__ = ['RIGHTS', 'ALL_RIGHTS', 'COLUMNS', 'PULLS', 'SMOKE', 'SMOKE_TASKS', '
 import ast
 import hashlib
 import json
+import shutil
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
@@ -75,11 +78,11 @@ class Settings:
 RIGHTS = (MATCHED, DOUBLE, OPEN)
 ALL_RIGHTS = RIGHTS + tuple(one_proposal_each(r) for r in RIGHTS)
 COLUMNS = ["rights", "split", "fold", "method", "group", "parameter", "task_id", "domain", "score", "cost_usd",
-           "switches", "n_turns", "n_proposals", "stale_turns", "overshoot"]
+           "switches", "n_turns", "n_proposals", "stale_turns", "over_budget"]
 
 
 def _tag(episodes: pd.DataFrame, **values) -> pd.DataFrame:
-    return episodes.assign(**values)[COLUMNS]
+    return episodes.assign(**values)[COLUMNS].astype(dict(over_budget=float))
 
 # %% ../nbs/09a_protocol.ipynb #cell-009
 def fold_data(world: ReplayWorld, train, settings: Settings) -> TrainingSet:
@@ -121,7 +124,7 @@ def _learned(world, split, settings, tasks, fitted) -> pd.DataFrame:
             masked = partial(budgeted, affordable_only=True)
             for label, limits in ((name, budgeted), (f"{name}, affordable only", masked)):
                 frames.append(_sweep(world, estimator, label, tasks, limits, settings.budgets, settings, **role))
-    values = ["score", "cost_usd", "switches", "n_turns", "n_proposals", "stale_turns", "overshoot"]
+    values = ["score", "cost_usd", "switches", "n_turns", "n_proposals", "stale_turns", "over_budget"]
     keys = [c for c in COLUMNS if c not in values]
     return pd.concat(frames, ignore_index=True).groupby(keys, sort=False)[values].mean().reset_index()[COLUMNS]
 
@@ -129,7 +132,8 @@ def _learned(world, split, settings, tasks, fitted) -> pd.DataFrame:
 def _heuristic(world, split, settings, tasks) -> list:
     "The hand-written rule; which model is strong, and which gives most score per dollar, is read off training tasks."
     train = world.task_index[list(split.train)].to_numpy()
-    score, cost = np.nanmean(world.score[train], 0), world.cost[train].sum(2).mean(0)
+    cost = np.where(world.absent, np.nan, world.cost.sum(2))
+    score, cost = np.nanmean(world.score[train], 0), np.nanmean(cost[train], 0)
     strong, value = int(score.argmax()), int((score / cost).argmax())
     cheap = tuple(m for m in range(len(world.pool)) if m != strong)
     role = dict(split=split.kind, fold=split.name, group="rule", method="Heuristic", parameter=np.nan)
@@ -256,7 +260,7 @@ def cascade_rows(world: ReplayWorld, all_splits: list[Split], settings: Settings
                         domain=world.tasks["domain"].to_numpy()[test], score=family.score[best, test],
                         cost_usd=family.cost[best, test], switches=family.models[best, test] - 1,
                         n_turns=family.turns[best, test], n_proposals=family.proposals[best, test],
-                        stale_turns=np.nan, overshoot=0.0, cascade=best)))
+                        stale_turns=np.nan, over_budget=0.0, cascade=best)))
     return pd.concat(frames, ignore_index=True)
 
 # %% ../nbs/09a_protocol.ipynb #cell-021
@@ -268,6 +272,7 @@ class Results:
     fits: pd.DataFrame
 
 
+_LIBRARIES = ("numpy", "scikit-learn", "torch", "sentence-transformers")
 _CODE = ("pool", "turns", "history", "estimator", "worlds", "routers", "rollout", "protocol")
 
 
@@ -284,7 +289,8 @@ def _logic(module: str) -> str:
 def results_key(world: ReplayWorld, settings: Settings) -> str:
     "Sixteen hex digits of all that the results depend on."
     parts = [world.log.fingerprint(), world.pool.fingerprint(), world.encoder.fingerprint,
-             json.dumps(asdict(settings), sort_keys=True), *map(_logic, _CODE)]
+             f"{world.own_turns} {world.own_proposals}", json.dumps(asdict(settings), sort_keys=True),
+             *map(version, _LIBRARIES), *map(_logic, _CODE)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
@@ -293,15 +299,21 @@ def _stored(folder: Path, name: str, compute) -> dict:
     path = folder / name
     if not path.exists():
         partial = folder / f".{name}.part"
-        partial.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)  # of an interrupted run
+        partial.mkdir(parents=True)
         for table, frame in compute().items():
             frame.to_parquet(partial / f"{table}.parquet", index=False)
         partial.rename(path)
     return {p.stem: pd.read_parquet(p) for p in sorted(path.glob("*.parquet"))}
 
 
+def _name(split: Split) -> str:
+    "A file name for the split; a domain may hold any character."
+    return f"{split.kind}-{quote(split.name, safe='')}"
+
+
 def _stored_split(world, split, settings, folder):
-    return _stored(folder, f"{split.kind}-{split.name}", lambda: run_split(world, split, settings))
+    return _stored(folder, _name(split), lambda: run_split(world, split, settings))
 
 
 def run_protocol(world: ReplayWorld, settings: Settings = Settings(), workers: int = 2,
@@ -313,7 +325,7 @@ def run_protocol(world: ReplayWorld, settings: Settings = Settings(), workers: i
         every = splits(world.tasks, settings.folds, settings.seed)
         fixed = _stored(folder, "fixed", lambda: dict(rollouts=pd.concat(
             [fixed_rows(world, settings), cascade_rows(world, every, settings)], ignore_index=True)))
-        missing = [s for s in every if not (folder / f"{s.kind}-{s.name}").exists()]
+        missing = [s for s in every if not (folder / _name(s)).exists()]
         if missing:
             _ = world.states  # embedded here once; the workers share the vectors
             run_jobs(_stored_split, [(world, s, settings, folder) for s in missing], "splits", workers, progress)

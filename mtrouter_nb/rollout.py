@@ -23,7 +23,8 @@ class Rollout:
     """What one router did in one batch.
 
     `episodes`: one row per episode (task_id, domain, score, success, cost_usd, n_turns, n_proposals, models_tried,
-    switches, stale_turns, overshoot, reason). `moves`: one row per turn (row, turn, model index, k = turn of that
+    switches, stale_turns, overshoot in dollars, over_budget, reason). Where nobody acted because the log lacks a run,
+    score and cost are missing, not zero. `moves`: one row per turn (row, turn, model index, k = turn of that
     model's own run, rights left, propensity).
     """
     router: str
@@ -34,11 +35,14 @@ class Rollout:
 
 def _episodes(play) -> pd.DataFrame:
     tasks = play.world.tasks
+    unknown = (play.turns.sum(1) == 0) & play.world.absent[play.task].any(1)
     return pd.DataFrame(dict(
         task_id=tasks["task_id"].to_numpy()[play.task], domain=tasks["domain"].to_numpy()[play.task],
-        score=play.score, success=play.reason == "success", cost_usd=play.spent, n_turns=play.turns.sum(1),
+        score=np.where(unknown, np.nan, play.score), success=play.reason == "success",
+        cost_usd=np.where(unknown, np.nan, play.spent), n_turns=play.turns.sum(1),
         n_proposals=play.proposals.sum(1), models_tried=(play.turns > 0).sum(1), switches=play.switches,
-        stale_turns=play.stale, overshoot=np.maximum(play.spent - play.usd, 0), reason=play.reason))
+        stale_turns=play.stale, overshoot=np.maximum(play.spent - play.usd, 0),
+        over_budget=play.spent > play.usd, reason=play.reason))
 
 
 def _moves(play) -> pd.DataFrame:
@@ -57,7 +61,7 @@ def roll(world: World, router: Router, tasks, rights: Rights, seed: int = 0) -> 
         play.step(choice, getattr(router, "propensity", None))
     return Rollout(router.name, rights.name, _episodes(play), _moves(play))
 
-# %% ../nbs/09_rollout.ipynb #cell-008
+# %% ../nbs/09_rollout.ipynb #cell-010
 def to_log(rollout: Rollout, world: ReplayWorld, prefix: str = "") -> TurnLog:
     "The rollout as a TurnLog (evidence of the world's log); episode ids are `prefix` + router, rights and row."
     moves, episodes = rollout.moves, rollout.episodes
@@ -76,9 +80,10 @@ def to_log(rollout: Rollout, world: ReplayWorld, prefix: str = "") -> TurnLog:
         n_turns=episodes["n_turns"], n_proposals=episodes["n_proposals"],
         input_tokens=tokens["input_tokens"].astype("i8").to_numpy(),
         output_tokens=tokens["output_tokens"].astype("i8").to_numpy(), tokens_estimated=False))
+    table = table[table["score"].notna()]  # an episode that nobody could play says nothing
     return TurnLog(world.log.tasks, table, turns, evidence=world.log.evidence, source=world.log.source)
 
-# %% ../nbs/09_rollout.ipynb #cell-015
+# %% ../nbs/09_rollout.ipynb #cell-017
 def random_trajectories(world: ReplayWorld, tasks, rights: Rights, runs: int = 5, seed: int = 0) -> TurnLog:
     "`runs` episodes of the random router on each of `tasks`, as a turn log with propensities."
     rollout = roll(world, RandomRouter(), np.tile(np.asarray(tasks, int), runs), rights, seed)
@@ -93,7 +98,7 @@ def join_logs(logs) -> TurnLog:
                      pd.concat([log.turns for log in logs], ignore_index=True), logs[0].evidence, logs[0].source)
     return joined.validate()
 
-# %% ../nbs/09_rollout.ipynb #cell-018
+# %% ../nbs/09_rollout.ipynb #cell-020
 def run_jobs(function, jobs: list, label: str = "", workers: int = 2, progress: bool = True) -> list:
     "`[function(*job) for job in jobs]` over `workers` processes, with a progress bar."
     if workers == 1 or len(jobs) == 1:

@@ -6,6 +6,7 @@
 __all__ = ['CUTS', 'POOLINGS', 'inner_auc', 'seconds_per_thousand', 'cut_study']
 
 # %% ../nbs/09b_studies.ipynb #cell-001
+import hashlib
 from time import perf_counter
 
 import numpy as np
@@ -16,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 from threadpoolctl import threadpool_limits
 
 from .history import Cut, HistoryEncoder
-from .protocol import Experiment, _stored, results_key, splits
+from .protocol import Experiment, _logic, _stored, results_key, splits
 from .sources import cache_dir, sample_tasks
 from .turns import TurnLog, stratified_folds
 
@@ -59,7 +60,9 @@ def cut_study(run: Experiment, n_tasks: int = 120, seed: int = 0) -> pd.DataFram
     folder = cache_dir() / "results" / results_key(run.world, run.settings)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "cuts.lock"):
-        return _stored(folder, f"cuts-{n_tasks}-{seed}", lambda: dict(cuts=_cut_study(run, n_tasks, seed)))["cuts"]
+        logic = hashlib.sha256(_logic("studies").encode()).hexdigest()[:8]
+        name = f"cuts-{n_tasks}-{seed}-{logic}"
+        return _stored(folder, name, lambda: dict(cuts=_cut_study(run, n_tasks, seed)))["cuts"]
 
 
 def _cut_study(run: Experiment, n_tasks: int, seed: int) -> pd.DataFrame:

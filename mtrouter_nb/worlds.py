@@ -152,6 +152,7 @@ class ReplayWorld:
         episodes = log.episodes
         pair = self.task_index.reindex(episodes["task_id"]), pd.Index(pool.names).get_indexer(episodes["model"])
         self.score = _table(pair, self.shape[:2], episodes["score"], np.nan, float)
+        self.absent = np.isnan(self.score)  # runs that the log does not hold
         self.success = _table(pair, self.shape[:2], episodes["success"], False, bool)
         self.error = _table(at, self.shape, error_severity(turns["feedback"]), 0.0, float)
         self.seen_usd = _table(at, self.shape, self._seen_usd(turns, t), 0.0, float)
