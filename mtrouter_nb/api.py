@@ -19,7 +19,8 @@ _NAMES = {
     "estimator": "OutcomeEstimator EstimatorConfig PerModelRidge PerModelTrees ClusterQ TrainingSet training_set",
     "worlds": "ReplayWorld Rights MATCHED DOUBLE OPEN budgeted one_proposal_each View World",
     "routers": "Router QRouter Cascade CascadeFamily SingleModel RandomRouter RoundRobin Heuristic HindsightOracle "
-               "route",
+               "EpisodeRouter route",
+    "baselines": "EmbedLLM RouterDC AvengersPro",
     "rollout": "roll to_log random_trajectories join_logs",
     "protocol": "experiment",
     "metrics": "method_table paired_difference bootstrap_intervals pareto_optimal estimator_quality reliability",

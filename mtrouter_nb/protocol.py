@@ -26,12 +26,13 @@ from filelock import FileLock
 from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 
+from .baselines import AvengersPro, EmbedLLM, RouterDC
 from .estimator import ClusterQ, EstimatorConfig, OutcomeEstimator, PerModelRidge, PerModelTrees
 from .estimator import TrainingSet, training_set
 from .history import HistoryEncoder
 from .rollout import random_trajectories, roll, run_jobs
-from .routers import CascadeFamily, HindsightOracle, Heuristic, QRouter, RandomRouter, RoundRobin
-from .routers import SingleModel
+from .routers import CascadeFamily, EpisodeRouter, HindsightOracle, Heuristic, QRouter, RandomRouter
+from .routers import RoundRobin, SingleModel, best_available
 from .sources import cache_dir, load_log, pool_of
 from .turns import expected_steps, leave_one_domain_out, stratified_folds
 from .worlds import DOUBLE, MATCHED, OPEN, ReplayWorld, budgeted, one_proposal_each
@@ -62,7 +63,8 @@ class Settings:
     `runs`: random trajectories per training task and rights (the paper: 5). `prices`: values of lambda, in score per
     dollar. `budgets`: dollars per episode. `fits`: how many fits of MTRouter, by seed, are averaged: one fit's score
     moves by two points with its seed. `random_seeds`: the same for routers of chance.
-    `clusters`: prompt clusters that stand in for the domain where it is unseen.
+    `clusters`: prompt clusters that stand in for the domain where it is unseen. `weights`: of dollars against score in
+    Avengers-Pro, 0 (score alone) to 1 (dollars alone): one less the original's alpha.
     """
     folds: int = 5
     seed: int = 0
@@ -73,6 +75,7 @@ class Settings:
     random_seeds: int = 5
     clusters: int = 8
     epochs: int = 100
+    weights: tuple = tuple(w / 20 for w in range(21))
 
 
 RIGHTS = (MATCHED, DOUBLE, OPEN)
@@ -104,6 +107,29 @@ def estimators(pool, settings: Settings) -> list:
             ("Trees Q", PerModelTrees(pool, seed=settings.seed)), ("Cluster Q", ClusterQ(pool, seed=settings.seed))]
 
 # %% ../nbs/09a_protocol.ipynb #cell-012
+def _chosen(world, split, settings, tasks) -> list:
+    "(name, weights, choice (n_weights * n_tasks,)) of every router of prompts, fitted on the split's training tasks."
+    prompts, train = world.encoder.messages(world.tasks["prompt"]), world.task_index[list(split.train)].to_numpy()
+    outcomes = prompts[train], world.score[train], np.where(world.absent, np.nan, world.cost.sum(2))[train]
+    embedllm, routerdc, pro = (kind(seed=settings.seed).fit(*outcomes) for kind in (EmbedLLM, RouterDC, AvengersPro))
+    utility = [("EmbedLLM", [np.nan], [embedllm.predict(prompts[tasks])]),
+               ("RouterDC", [np.nan], [routerdc.predict(prompts[tasks])]),
+               ("Avengers-Pro", settings.weights, [pro.predict(prompts[tasks], 1 - w) for w in settings.weights])]
+    return [(name, weights, np.concatenate([best_available(u, ~world.absent[tasks]) for u in each]))
+            for name, weights, each in utility]
+
+
+def _episode_level(world, split, settings, tasks) -> pd.DataFrame:
+    "Every router of prompts under all rights; the episodes of the test tasks are played once per weight."
+    frames = []
+    for name, weights, choice in _chosen(world, split, settings, tasks):
+        for rights in ALL_RIGHTS:
+            rolled = roll(world, EpisodeRouter(choice, name), np.tile(tasks, len(weights)), rights)
+            frames.append(_tag(rolled.episodes, rights=rights.name, split=split.kind, fold=split.name, method=name,
+                               group="episode-level", parameter=np.repeat(weights, len(tasks))))
+    return pd.concat(frames, ignore_index=True)
+
+# %% ../nbs/09a_protocol.ipynb #cell-016
 def _sweep(world, estimator, name, tasks, rights, values, settings, **role) -> pd.DataFrame:
     "Roll `estimator` over `tasks` once per value; `values` are prices, or dollar limits where `rights` makes them so."
     each = np.repeat(values, len(tasks))
@@ -171,11 +197,12 @@ def run_split(world: ReplayWorld, split: Split, settings: Settings) -> dict:
             fits.append(dict(split=split.kind, fold=split.name, estimator=name, rows=len(data),
                              seconds=perf_counter() - started, epochs=len(getattr(estimator, "history", []))))
         tasks = world.task_index[list(split.test)].to_numpy()
-        rollouts = [_learned(world, split, settings, tasks, fitted), *_heuristic(world, split, settings, tasks)]
+        rollouts = [_learned(world, split, settings, tasks, fitted), *_heuristic(world, split, settings, tasks),
+                    _episode_level(world, split, settings, tasks)]
         return dict(rollouts=pd.concat(rollouts, ignore_index=True), predictions=_predictions(world, split, fitted),
                     fits=pd.DataFrame(fits))
 
-# %% ../nbs/09a_protocol.ipynb #cell-015
+# %% ../nbs/09a_protocol.ipynb #cell-019
 def fixed_rows(world: ReplayWorld, settings: Settings) -> pd.DataFrame:
     "Per-task results of the routers that learn nothing, for both kinds of split."
     tasks = np.arange(len(world.tasks))
@@ -194,7 +221,7 @@ def fixed_rows(world: ReplayWorld, settings: Settings) -> pd.DataFrame:
     rows = pd.concat(frames, ignore_index=True)
     return pd.concat([rows, rows.assign(split="ood")], ignore_index=True)
 
-# %% ../nbs/09a_protocol.ipynb #cell-017
+# %% ../nbs/09a_protocol.ipynb #cell-021
 def _groups(world: ReplayWorld, split: Split, settings: Settings) -> np.ndarray:
     "A group number per task: its domain, or its cluster of prompts (fitted on training prompts) for an unseen domain."
     if split.kind == "test":
@@ -263,7 +290,7 @@ def cascade_rows(world: ReplayWorld, all_splits: list[Split], settings: Settings
                         stale_turns=np.nan, over_budget=0.0, cascade=best)))
     return pd.concat(frames, ignore_index=True)
 
-# %% ../nbs/09a_protocol.ipynb #cell-021
+# %% ../nbs/09a_protocol.ipynb #cell-025
 @dataclass
 class Results:
     "`rollouts`: one row per (rights, split, method, parameter, task). `predictions`, `fits`: of the estimators."
@@ -273,7 +300,7 @@ class Results:
 
 
 _LIBRARIES = ("numpy", "scikit-learn", "torch", "sentence-transformers")
-_CODE = ("pool", "turns", "history", "estimator", "worlds", "routers", "rollout", "protocol")
+_CODE = ("pool", "turns", "history", "estimator", "baselines", "worlds", "routers", "rollout", "protocol")
 
 
 def _logic(module: str) -> str:
@@ -333,9 +360,9 @@ def run_protocol(world: ReplayWorld, settings: Settings = Settings(), workers: i
     return Results(pd.concat([fixed["rollouts"], *(p["rollouts"] for p in parts)], ignore_index=True),
                    *(pd.concat([p[table] for p in parts], ignore_index=True) for table in ("predictions", "fits")))
 
-# %% ../nbs/09a_protocol.ipynb #cell-023
+# %% ../nbs/09a_protocol.ipynb #cell-027
 SMOKE = Settings(folds=3, runs=1, fits=1, prices=(0.0, 1.0, 16.0), budgets=(0.01, 0.1), random_seeds=2, clusters=3,
-                 epochs=4)
+                 epochs=4, weights=(0.0, 0.3, 1.0))
 SMOKE_TASKS = 32
 
 

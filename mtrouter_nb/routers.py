@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RULES', 'Router', 'best_available', 'SingleModel', 'RandomRouter', 'RoundRobin', 'Heuristic', 'Cascade',
-           'CascadeFamily', 'choose_cascade', 'QRouter', 'route', 'HindsightOracle']
+           'CascadeFamily', 'choose_cascade', 'QRouter', 'route', 'EpisodeRouter', 'HindsightOracle']
 
 # %% ../nbs/08_routers.ipynb #cell-001
 from dataclasses import dataclass
@@ -250,18 +250,23 @@ def route(estimator, history: np.ndarray, turns_left: int, proposals_left: int, 
 
 # %% ../nbs/08_routers.ipynb #cell-025
 @dataclass
-class HindsightOracle(_Stateless):
-    "`best` (n,): the model that each episode should have had."
-    best: np.ndarray
-    name: str = "Oracle (hindsight)"
+class EpisodeRouter(_Stateless):
+    "`choice` (n_episodes,): the model of each episode, from its first turn on; with that model's run it stops."
+    choice: np.ndarray
+    name: str = "One model per episode"
+
+    def choose(self, view: View) -> np.ndarray:
+        choice = np.asarray(self.choice)[view.row]
+        return np.where(view.available[np.arange(len(choice)), choice], choice, -1)
+
+
+class HindsightOracle(EpisodeRouter):
+    "The model that each episode should have had."
 
     @classmethod
     def of(cls, world: ReplayWorld, tasks: np.ndarray) -> "HindsightOracle":
         "The cheapest right run per task; where no model is right, the cheapest run."
         total = np.where(world.length > 0, world.cost.sum(2), np.inf)[tasks]
         right = world.success[tasks]
-        return cls(np.where(right.any(1), np.where(right, total, np.inf).argmin(1), total.argmin(1)))
-
-    def choose(self, view: View) -> np.ndarray:
-        best = self.best[view.row]
-        return np.where(view.available[np.arange(len(best)), best], best, -1)
+        best = np.where(right.any(1), np.where(right, total, np.inf).argmin(1), total.argmin(1))
+        return cls(best, "Oracle (hindsight)")
