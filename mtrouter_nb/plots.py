@@ -55,7 +55,7 @@ _LOOKS = {
     "MTRouter": ("#D55E00", "*"), "oracle": ("#000000", "X"), "random": ("#8C8C8C", "P"),
     "round-robin": ("#B5B5B5", "h"), "heuristic": ("#661100", ">"), "cascade": ("#332288", "<"),
     "ridge": ("#44AA99", "d"), "trees": ("#117733", "8"), "cluster": ("#AA4499", "H"),
-    "RouterDC": ("#44AA99", "d"), "EmbedLLM": ("#117733", "8"), "AvengersPro": ("#AA4499", "H"),
+    "RouterDC": ("#6699CC", "d"), "EmbedLLM": ("#997700", "8"), "AvengersPro": ("#EE3377", "H"),
     "LLM Router": ("#882255", "<"), "Router-R1": ("#332288", ">"), "OpenRouter": ("#661100", "X"),
 }
 _SPARE_COLORS = ["#332288", "#117733", "#882255", "#44AA99", "#AA4499", "#661100", "#6699CC", "#DDAA33"]

@@ -111,9 +111,11 @@ def test_looks_are_fixed_and_distinct():
     ours = ["MTRouter", "oracle", "random", "round-robin", "heuristic", "cascade", "ridge", "trees", "cluster"]
     paper = ["GPT-5", "DeepSeek-V3.2", "MiniMax-M2", "Kimi-K2", "Gemini-2.5-Flash-Lite", "GPT-OSS-120B", "RouterDC",
              "EmbedLLM", "AvengersPro", "Random Router", "LLM Router", "Router-R1", "OpenRouter", "MTRouter"]
-    for names in (mint + ours, paper):
+    episode_level = ["RouterDC", "EmbedLLM", "Avengers-Pro"]
+    for names in (mint + ours + episode_level, paper):
         assert len({plots.color_of(n) for n in names}) == len({(plots.color_of(n), plots.marker_of(n))
                                                                 for n in names}) == len(names)
+    assert plots.color_of("Avengers-Pro") == plots.color_of("AvengersPro")
     assert plots.color_of("cascade: a → b") == plots.color_of("cascade") == plots.color_of("Cascade (per domain)")
 
 
