@@ -7,7 +7,7 @@ __all__ = ['SMOKE_CONTRAST', 'PLANS', 'CASCADES', 'SINGLES', 'COMMITTED', 'WORLD
            'plan_offers', 'committed_offers', 'single_offers', 'cascade_offers', 'permuted_histories',
            'shuffled_models', 'repriced', 'doubted', 'best_variant', 'run_contrast', 'Task', 'contrast_settings',
            'contrast_results', 'with_planning', 'per_task', 'holm', 'difference', 'contrast_table', 'frontier',
-           'waterfall']
+           'against_logged', 'waterfall']
 
 # %% ../nbs/09f_contrast.ipynb #cell-002
 import copy
@@ -151,7 +151,9 @@ def permuted_histories(world: ReplayWorld, train, seed: int) -> ReplayWorld:
     "Every task's prompt vector, and every turn's state vector, is that of another."
     out, rng = copy.copy(world), np.random.default_rng(seed)
     start, after = world.states
-    out.__dict__["states"] = start[rng.permutation(len(start))], after[rng.permutation(len(after))]
+    after, known = after.copy(), np.flatnonzero(np.isfinite(after).all(1))  # after a success there is no state
+    after[known] = after[rng.permutation(known)]
+    out.__dict__["states"] = start[rng.permutation(len(start))], after
     return out
 
 
@@ -177,8 +179,17 @@ def repriced(world: ReplayWorld, factor: float) -> ReplayWorld:
 
 
 def doubted(world: ReplayWorld, share: float, seed: int) -> ReplayWorld:
-    "A `share` of right answers, drawn by task and model, is rejected: the run has then ended without success."
+    """A `share` of right answers, drawn by task and model, is rejected: the run has then ended without success.
+
+    The log holds no feedback there, so the state after it is the one before that turn.
+    """
     out = copy.copy(world)
+    start, after = world.states
+    after, (task, model) = after.copy(), np.nonzero(world.success)
+    last = world.length[task, model] - 1
+    before = np.where((last > 0)[:, None], after[world.base_row[task, model, last - 1]], start[task])
+    after[world.base_row[task, model, last]] = before
+    out.__dict__["states"] = start, after
     rejected = world.success & (np.random.default_rng(seed).random(world.success.shape) < share)
     out.success, out.score = world.success & ~rejected, np.where(rejected, 0.0, world.score)
     return out
@@ -238,7 +249,7 @@ def run_contrast(world: ReplayWorld, split: Split, rights: Rights, settings: Con
     return dict(chosen=chosen.assign(rights=rights.name, fold=split.name), rollouts=rollouts,
                 moves=pd.concat([pd.DataFrame(columns=MOVES), *moves]))
 
-# %% ../nbs/09f_contrast.ipynb #cell-019
+# %% ../nbs/09f_contrast.ipynb #cell-018
 @dataclass(frozen=True)
 class Task:
     "One stored piece: a world (a key of `WORLDS`), a fold seed, a split, rights."
@@ -306,7 +317,7 @@ def with_planning(run: Experiment, workers: int = 2) -> Experiment:
     rollouts, moves = joined("rollouts"), joined("moves")
     return replace(run, results=replace(run.results, rollouts=rollouts, moves=moves))
 
-# %% ../nbs/09f_contrast.ipynb #cell-021
+# %% ../nbs/09f_contrast.ipynb #cell-020
 def per_task(chosen: pd.DataFrame, by: str = "training tasks") -> pd.DataFrame:
     "Mean over budgets and fold seeds: one row per (world, rights, family, task_id) with score and cost_usd."
     rows = chosen[chosen["chosen_by"] == by]
@@ -357,6 +368,16 @@ def frontier(chosen: pd.DataFrame) -> pd.DataFrame:
     low, high = bootstrap_intervals(score.to_numpy())
     return score.mean(axis=1).rename("score").to_frame().assign(
         score_low=low, score_high=high, cost_usd=mean["cost_usd"].unstack("task_id").mean(axis=1)).reset_index()
+
+
+def against_logged(chosen: pd.DataFrame, family: str = PLANS) -> pd.DataFrame:
+    "What `family` scores in each changed world less what it scores as logged, per (world, rights), on the same seeds."
+    seeds = chosen.loc[chosen["world"] != "as logged", "seed"].unique()
+    wide = per_task(chosen[chosen["seed"].isin(seeds) & (chosen["family"] == family)]).pivot(
+        index=["world", "rights"], columns="task_id", values="score")
+    return pd.DataFrame([dict(world=world, rights=rights, family=family,
+                              **difference(row, wide.loc[("as logged", rights)]))
+                         for (world, rights), row in wide.iterrows() if world != "as logged"])
 
 
 STEPS = (SINGLES, CASCADES, COMMITTED, PLANS)

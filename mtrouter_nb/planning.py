@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMPONENTS', 'PARTS', 'EXPLORED', 'Plan', 'all_plans', 'replay_plans', 'situation', 'visit', 'StickyRandom',
            'parts_of', 'Reader', 'Continuations', 'ContinuationForest', 'ContinuationRidge', 'Planner', 'PlanRouter',
-           'PlannerConfig', 'fit_planners']
+           'PlannerConfig', 'forest_and_ridge', 'fit_planners']
 
 # %% ../nbs/08b_planning.ipynb #cell-002
 from dataclasses import dataclass
@@ -281,7 +281,7 @@ class Planner:
         "Score and dollars of every plan for each row of `view`, (n, n_plans) each."
         x = self.reader.read(view.history(), situation(view), part)
         each = [e.predict(x, part) for e in self.estimators]
-        return (sum(values) / len(each) for values in zip(*each))
+        return tuple(sum(values) / len(each) for values in zip(*each))
 
 
 @dataclass
@@ -317,31 +317,37 @@ class PlannerConfig:
     seed: int = 0
 
 
-def fit_planners(world: ReplayWorld, tasks, rights: Rights, config: PlannerConfig = PlannerConfig()) -> dict:
-    """{name: Planner} for the rows `tasks` of `world.tasks` under `rights`: forest, ridge, and the mean of both.
+def forest_and_ridge(world: ReplayWorld, config: PlannerConfig) -> dict:
+    "Named sets of unfitted estimators; a planner takes the mean of a set. The last set explores in the second round."
+    forest, ridge = ContinuationForest(config.leaf, config.trees, seed=config.seed), ContinuationRidge()
+    return {"forest": [forest], "ridge": [ridge], "mean": [forest, ridge]}
 
-    Raises ValueError where no task has the runs of all models, without which a plan cannot be replayed.
+
+def fit_planners(world: ReplayWorld, tasks, rights: Rights, config: PlannerConfig = PlannerConfig(),
+                 reader: Reader = None, estimators=forest_and_ridge) -> dict:
+    """{name: Planner} for the rows `tasks` of `world.tasks` under `rights`, one for each set of `estimators`.
+
+    Raises ValueError where a task lacks the run of a model: a plan with that model cannot be replayed on it.
     """
     tasks = np.asarray(tasks)
-    tasks = tasks[~world.absent[tasks].any(1)]
-    if not len(tasks):
-        raise ValueError("no training task has a run of every model; leave out the models that lack runs.")
+    lacking = world.absent[tasks].any(1)
+    if lacking.any():
+        raise ValueError(f"task {world.tasks['task_id'][tasks[lacking.argmax()]]}, as {lacking.sum() - 1} more, lacks "
+                         "the run of a model; train on tasks with every model's run, or leave models out of the pool.")
     part, plans = parts_of(world, tasks, config.seed), all_plans(len(world.pool), config.longest)
     met = [visit(world, StickyRandom(), np.tile(tasks, config.runs), rights, config.seed)]
-    reader = Reader().fit(world, tasks, part, met[0][1])
-    for _ in range(config.rounds - 1):
-        planners = _fit_members(_continuations(world, plans, tasks, part, reader, met), reader, config)
-        prices = np.repeat(EXPLORED, len(tasks))
-        router = PlanRouter(planners["mean"], prices, np.tile(part, len(EXPLORED)))
-        met.append(visit(world, router, np.tile(tasks, len(EXPLORED)), rights, config.seed))
-    return _fit_members(_continuations(world, plans, tasks, part, reader, met), reader, config)
-
-
-def _fit_members(data: Continuations, reader: Reader, config: PlannerConfig) -> dict:
-    forest = ContinuationForest(config.leaf, config.trees, seed=config.seed).fit(data)
-    ridge = ContinuationRidge().fit(data)
-    return {name: Planner(reader, members, data.plans) for name, members in
-            [("forest", [forest]), ("ridge", [ridge]), ("mean", [forest, ridge])]}
+    reader = (reader or Reader()).fit(world, tasks, part, met[0][1])
+    sets = estimators(world, config)
+    for round_ in range(config.rounds):
+        data = _continuations(world, plans, tasks, part, reader, met)
+        for estimator in {id(e): e for members in sets.values() for e in members}.values():
+            estimator.fit(data)
+        planners = {name: Planner(reader, members, plans) for name, members in sets.items()}
+        if round_ + 1 < config.rounds:
+            prices, many = np.repeat(EXPLORED, len(tasks)), np.tile(tasks, len(EXPLORED))
+            router = PlanRouter(list(planners.values())[-1], prices, np.tile(part, len(EXPLORED)))
+            met.append(visit(world, router, many, rights, config.seed))
+    return planners
 
 
 def _continuations(world, plans, tasks, part, reader, met) -> Continuations:
