@@ -200,7 +200,7 @@ class ContinuationForest:
     `leaf`: least share of the situations in one leaf. `trees` are grown without each part of the tasks.
     """
 
-    def __init__(self, leaf: float = 0.005, trees: int = 20, features: float = 0.33, seed: int = 0):
+    def __init__(self, leaf: float = 0.005, trees: int = 12, features: float = 0.33, seed: int = 0):
         self.leaf, self.trees, self.features, self.seed = leaf, trees, features, seed
 
     def fit(self, data: Continuations) -> "ContinuationForest":
@@ -303,7 +303,7 @@ class PlanRouter(_Stateless):
         return np.where(value[np.arange(len(view)), best] > 0, self.planner.first[best], -1)
 
 # %% ../nbs/08b_planning.ipynb #cell-021
-EXPLORED = (0.0, 0.5, 2.0, 8.0, 32.0, 128.0)  # prices at which the second round visits training tasks
+EXPLORED = (0.0, 1.0, 8.0, 64.0)  # prices at which the second round visits training tasks
 
 
 @dataclass(frozen=True)
@@ -313,7 +313,7 @@ class PlannerConfig:
     runs: int = 4
     rounds: int = 2
     leaf: float = 0.005
-    trees: int = 20
+    trees: int = 12
     seed: int = 0
 
 

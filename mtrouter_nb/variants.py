@@ -61,7 +61,7 @@ class PlanNetwork(nn.Module):
 class ContinuationNetwork:
     "One `PlanNetwork` without each part; batches of 1,024 (situation, plan) pairs, drawn anew in every epoch."
 
-    def __init__(self, pool, hidden: int = 64, dropout: float = 0.2, epochs: int = 6, plans_each: int = 16,
+    def __init__(self, pool, hidden: int = 64, dropout: float = 0.2, epochs: int = 5, plans_each: int = 12,
                  batch_size: int = 1024, seed: int = 0):
         self.pool, self.hidden, self.dropout, self.epochs = pool, hidden, dropout, epochs
         self.plans_each, self.batch_size, self.seed = plans_each, batch_size, seed
@@ -188,7 +188,7 @@ REFITTED = {  # fitted otherwise: (changes of the configuration, a reader, sets 
     "no second round": (dict(rounds=1), Reader, forest_and_ridge),
     "no situation": ({}, TextReader, forest_and_ridge),
     "no turns' text": ({}, PromptReader, forest_and_ridge),
-    "network": ({}, Reader, lambda world, config: {"network": [ContinuationNetwork(world.pool, seed=config.seed)]}),
+    "network": (dict(rounds=1), Reader, lambda world, config: {"network": [ContinuationNetwork(world.pool, seed=config.seed)]}),
 }
 
 
