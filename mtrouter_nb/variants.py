@@ -188,7 +188,8 @@ REFITTED = {  # fitted otherwise: (changes of the configuration, a reader, sets 
     "no second round": (dict(rounds=1), Reader, forest_and_ridge),
     "no situation": ({}, TextReader, forest_and_ridge),
     "no turns' text": ({}, PromptReader, forest_and_ridge),
-    "network": (dict(rounds=1), Reader, lambda world, config: {"network": [ContinuationNetwork(world.pool, seed=config.seed)]}),
+    "network": (dict(rounds=1), Reader,
+                lambda world, config: {"network": [ContinuationNetwork(world.pool, seed=config.seed)]}),
 }
 
 
