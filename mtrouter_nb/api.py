@@ -20,9 +20,11 @@ _NAMES = {
     "worlds": "ReplayWorld Rights MATCHED DOUBLE OPEN budgeted one_proposal_each View World",
     "routers": "Router QRouter Cascade CascadeFamily SingleModel RandomRouter RoundRobin Heuristic HindsightOracle "
                "EpisodeRouter route",
+    "planning": "fit_planners PlannerConfig PlanRouter Plan all_plans replay_plans",
     "baselines": "EmbedLLM RouterDC AvengersPro",
     "rollout": "roll to_log random_trajectories join_logs",
     "protocol": "experiment",
+    "contrast": "contrast_results contrast_table frontier waterfall with_planning",
     "metrics": "method_table paired_difference bootstrap_intervals pareto_optimal estimator_quality reliability",
     "plots": "use_style save_figure color_of",
     "reproduce": "claim",

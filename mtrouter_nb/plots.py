@@ -52,10 +52,12 @@ _LOOKS = {
     "GPT-5": ("#0072B2", "o"), "GPT-OSS-120B": ("#E69F00", "s"), "DeepSeek-V3.2": ("#009E73", "^"),
     "MiniMax-M2": ("#CC79A7", "D"), "Kimi-K2": ("#56B4E9", "v"), "Gemini-2.5-Flash-Lite": ("#999933", "p"),
     # routers of ours and of the papers
-    "MTRouter": ("#D55E00", "*"), "oracle": ("#000000", "X"), "random": ("#8C8C8C", "P"),
+    "MTRouter": ("#D55E00", "*"), "MTRouter-cost": ("#882255", "D"),
+    "oracle": ("#000000", "X"), "random": ("#8C8C8C", "P"),
     "round-robin": ("#B5B5B5", "h"), "heuristic": ("#661100", ">"), "cascade": ("#332288", "<"),
     "ridge": ("#44AA99", "d"), "trees": ("#117733", "8"), "cluster": ("#AA4499", "H"),
     "RouterDC": ("#6699CC", "d"), "EmbedLLM": ("#997700", "8"), "AvengersPro": ("#EE3377", "H"),
+    # these three need live endpoints: their colours are shared with routers that stand in no figure with them
     "LLM Router": ("#882255", "<"), "Router-R1": ("#332288", ">"), "OpenRouter": ("#661100", "X"),
 }
 _SPARE_COLORS = ["#332288", "#117733", "#882255", "#44AA99", "#AA4499", "#661100", "#6699CC", "#DDAA33"]

@@ -108,13 +108,17 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
 def test_looks_are_fixed_and_distinct():
     mint = ["gpt-4-0613", "Meta-Llama-3-70B-Instruct", "deepseek-llm-67b-chat", "Mixtral-8x7B-Instruct-v0.1",
             "CodeActAgent-Mistral-7b-v0.1", "Meta-Llama-3-8B-Instruct"]
-    ours = ["MTRouter", "oracle", "random", "round-robin", "heuristic", "cascade", "ridge", "trees", "cluster"]
+    ours = ["MTRouter", "MTRouter-cost", "oracle", "random", "round-robin", "heuristic", "cascade", "ridge", "trees",
+            "cluster"]
     paper = ["GPT-5", "DeepSeek-V3.2", "MiniMax-M2", "Kimi-K2", "Gemini-2.5-Flash-Lite", "GPT-OSS-120B", "RouterDC",
              "EmbedLLM", "AvengersPro", "Random Router", "LLM Router", "Router-R1", "OpenRouter", "MTRouter"]
     episode_level = ["RouterDC", "EmbedLLM", "Avengers-Pro"]
     for names in (mint + ours + episode_level, paper):
         assert len({plots.color_of(n) for n in names}) == len({(plots.color_of(n), plots.marker_of(n))
                                                                 for n in names}) == len(names)
+    for look in (plots.color_of, plots.marker_of):  # a longer known name wins over its beginning
+        assert look("MTRouter-cost (λ=1)") == look("MTRouter-cost") != look("MTRouter")
+        assert look("MTRouter, affordable only") == look("MTRouter")
     assert plots.color_of("Avengers-Pro") == plots.color_of("AvengersPro")
     assert plots.color_of("cascade: a → b") == plots.color_of("cascade") == plots.color_of("Cascade (per domain)")
 
