@@ -18,11 +18,11 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 from torch import nn
 
-from .contrast import (ContrastSettings, _pieces, _rows, contrast_settings, difference, per_task,
-                                  plan_offers)
+from .contrast import ContrastSettings, _complete, _pieces, _rows, contrast_settings, plan_offers
 from .estimator import EstimatorConfig, ModelEncoder
-from .planning import (PARTS, Continuations, Planner, Reader, fit_planners, forest_and_ridge,
-                                  parts_of)
+from .frontiers import difference, per_task
+from .planning import (PARTS, ContinuationRidge, Continuations, Planner, Reader, fit_planners,
+                                  forest_and_ridge, parts_of)
 from .protocol import Experiment, _logic, _stored, results_key
 from .rollout import run_jobs
 from .sources import cache_dir
@@ -157,7 +157,8 @@ def _wrapped(planners, wrap) -> dict:
 def _first_legs(planners) -> dict:
     "Planners that know only plans of one model."
     return {name: Planner(p.reader, [_Columns(e, p.plans) for e in p.estimators],
-                          [plan for plan in p.plans if len(plan.order) == 1]) for name, p in planners.items()}
+                          [plan for plan in p.plans if len(plan.order) == 1], p.margin)
+            for name, p in planners.items()}
 
 
 @dataclass
@@ -178,8 +179,8 @@ def _no_dollars(world, train, part, rights, planners) -> dict:
 
 
 CHANGED = {  # the fitted planners, changed
-    "forest": lambda world, train, part, rights, planners: {"forest": planners["forest"]},
-    "ridge": lambda world, train, part, rights, planners: {"ridge": planners["ridge"]},
+    **{f"{name} alone": lambda world, train, part, rights, planners, name=name: {name: planners[name]}
+       for name in ("steady", "forest", "mean")},
     "no continuation": lambda world, train, part, rights, planners: _first_legs(planners),
     "no dollars": _no_dollars,
     "one member": lambda world, train, part, rights, planners: _wrapped(planners, _OneMember),
@@ -188,14 +189,15 @@ REFITTED = {  # fitted otherwise: (changes of the configuration, a reader, sets 
     "no second round": (dict(rounds=1), Reader, forest_and_ridge),
     "no situation": ({}, TextReader, forest_and_ridge),
     "no turns' text": ({}, PromptReader, forest_and_ridge),
+    "ridge": (dict(rounds=1), Reader, lambda world, config: {"ridge": ([ContinuationRidge()], 0.0)}),
     "network": (dict(rounds=1), Reader,
-                lambda world, config: {"network": [ContinuationNetwork(world.pool, seed=config.seed)]}),
+                lambda world, config: {"network": ([ContinuationNetwork(world.pool, seed=config.seed)], 0.0)}),
 }
 
 
 def run_variants(world, split, rights, settings: ContrastSettings, seed: int) -> dict:
     "Every variant on one split: {chosen}, as `run_contrast` has it, the variant's name in `family`."
-    train, test = (world.task_index[list(ids)].to_numpy() for ids in (split.train, split.test))
+    train, test = (_complete(world, ids) for ids in (split.train, split.test))
     part, config = parts_of(world, train, seed), replace(settings.planner, seed=seed)
     with threadpool_limits(1):
         full = fit_planners(world, train, rights, config)
