@@ -7,12 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
+from scipy.optimize import linprog
 
 import mtrouter_nb.contrast as contrast
 from mtrouter_nb.contrast import (CASCADES, COMMITTED, PLANS, SINGLES, SMOKE_CONTRAST, ContrastSettings, Offers,
-                                  cascade_offers, committed_offers, contrast_table, doubted, frontier, holm, per_task,
-                                  permuted_histories, plan_offers, repriced, run_contrast, shuffled_models,
-                                  single_offers, waterfall)
+                                  cascade_offers, committed_offers, doubted, permuted_histories, plan_offers, repriced,
+                                  run_contrast, shuffled_models, single_offers)
+from mtrouter_nb.frontiers import contrast_table, frontier, holm, per_task, waterfall
 from mtrouter_nb.planning import PlannerConfig, fit_planners, parts_of
 from mtrouter_nb.pool import demo_pool
 from mtrouter_nb.protocol import PULLS, SMOKE, Experiment, splits
@@ -36,29 +37,39 @@ def split(demo_world):
 
 # ---------------------------------------------------------------------------- choosing a setting
 
-def test_the_chosen_setting_is_the_best_within_the_budget():
+def linear_program(score, cost, budget) -> float:
+    "Score of the best mixture of all settings within the budget."
+    found = linprog(-score, A_ub=cost[None], b_ub=[budget], A_eq=np.ones((1, len(score))), b_eq=[1])
+    return -found.fun if found.success else score[cost.argmin()]
+
+
+def test_the_chosen_mixture_is_the_best_of_all_mixtures_within_the_budget():
     rng = np.random.default_rng(0)
-    for _ in range(50):
+    for _ in range(30):
         k, n = 12, 20
         offers = Offers("x", [("a", i) for i in range(k)], rng.random(k).round(1), rng.random(k), rng.random((k, n)),
                         rng.random((k, n)))
-        for held, chosen in (((offers.held_score, offers.held_cost), offers.chosen),
-                             ((offers.score.mean(1), offers.cost.mean(1)), offers.seen_best)):
-            for budget in (0.01, 0.2, 0.5, 2.0):
-                best, score = min(range(k), key=lambda i: held[1][i]), -1.0
-                for i in range(k):
-                    if held[1][i] <= budget and held[0][i] > score:
-                        best, score = i, held[0][i]
-                assert chosen([budget])[0] == best
+        for (score, cost), chosen in (((offers.held_score, offers.held_cost), offers.chosen),
+                                      ((offers.score.mean(1), offers.cost.mean(1)), offers.seen_best)):
+            budgets = [0.01, 0.2, 0.5, 2.0]
+            for budget, first, second, share in zip(budgets, *chosen(budgets)):
+                assert 0 <= share <= 1
+                assert (1 - share) * score[first] + share * score[second] == pytest.approx(
+                    linear_program(score, cost, budget))
+                spent = (1 - share) * cost[first] + share * cost[second]
+                assert spent <= budget + 1e-9 or (first == second == cost.argmin())
 
 
 def test_the_bound_is_never_worse_than_a_choice_within_the_budget(demo_world, split):
     _, train, part, test, planners = split
     offers = plan_offers(demo_world, planners, train, part, test, DOUBLE, QUICK.prices)[0]
     budgets = np.geomspace(1e-4, 0.2, 30)
-    for budget, ours, bound in zip(budgets, offers.chosen(budgets), offers.seen_best(budgets)):
-        if offers.cost[ours].mean() <= budget:
-            assert offers.score[bound].mean() >= offers.score[ours].mean()
+    score, cost = offers.score.mean(1), offers.cost.mean(1)
+    for budget, ours, bound in zip(budgets, zip(*offers.chosen(budgets)), zip(*offers.seen_best(budgets))):
+        reached, spent, best = ((1 - share) * v[i] + share * v[j] for v, (i, j, share) in
+                                ((score, ours), (cost, ours), (score, bound)))
+        if spent <= budget:
+            assert best >= reached - 1e-12
 
 
 # ---------------------------------------------------------------------------- offers
