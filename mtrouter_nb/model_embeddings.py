@@ -18,10 +18,10 @@ from filelock import FileLock
 from scipy.spatial import procrustes
 from scipy.spatial.distance import pdist, squareform
 from scipy.stats import rankdata
-from tqdm import tqdm
 
 from .estimator import EstimatorConfig, OutcomeEstimator, TrainingSet, rights_features
 from .protocol import Settings, _logic, _stored, results_key
+from .rollout import run_jobs
 from .sources import cache_dir
 from .turns import stratified_folds
 from .worlds import ReplayWorld
@@ -144,7 +144,7 @@ CONFIG = EstimatorConfig(batch_size=512)  # the paper's is 64; larger batches ta
 KINDS = {"attributes and residual": OutcomeEstimator, "attributes only": AttributesOnly}
 
 
-def embedding_study(world: ReplayWorld, config: EstimatorConfig = CONFIG, seeds=(0, 1, 2),
+def embedding_study(world: ReplayWorld, config: EstimatorConfig = CONFIG, seeds=(0, 1, 2), workers: int = 2,
                     progress: bool = True) -> dict:
     """Embeddings of every model, and what they foretell of tasks that they never saw; computed once, then stored.
 
@@ -156,23 +156,7 @@ def embedding_study(world: ReplayWorld, config: EstimatorConfig = CONFIG, seeds=
     asked = json.dumps([asdict(config), list(seeds), _logic("model_embeddings")], sort_keys=True)
     with FileLock(folder / "embeddings.lock"):
         name = f"embeddings-{hashlib.sha256(asked.encode()).hexdigest()[:12]}"
-        return _stored(folder, name, lambda: _embedding_study(world, config, seeds, progress))
-
-
-def _embedding_study(world, config, seeds, progress) -> dict:
-    half = halves(world)
-    full = next(iter(KINDS))
-    jobs = [(part, seed, kind) for part in ("all", "0", "1") for kind in KINDS for seed in seeds
-            if kind == full or seed == seeds[0]]
-    vectors, predictions = [], []
-    for part, seed, kind in tqdm(jobs, desc="embeddings", disable=not progress):
-        learned = np.flatnonzero(half == int(part)) if part != "all" else None
-        estimator = KINDS[kind](world.pool, replace(config, seed=seed)).fit(prompt_rows(world, learned))
-        z = pd.DataFrame(model_vectors(estimator)).add_prefix("z")
-        vectors.append(z.assign(kind=kind, part=part, seed=seed, model=world.pool.names))
-        if part != "all" and seed == seeds[0]:
-            predictions.append(_foretold(world, estimator, np.flatnonzero(half != int(part)), kind))
-    return dict(vectors=pd.concat(vectors, ignore_index=True), predictions=pd.concat(predictions, ignore_index=True))
+        return _stored(folder, name, lambda: _embedding_study(world, config, seeds, workers, progress))
 
 
 def halves(world: ReplayWorld) -> np.ndarray:
@@ -180,12 +164,31 @@ def halves(world: ReplayWorld) -> np.ndarray:
     return stratified_folds(world.tasks, 2).to_numpy()
 
 
-def _foretold(world, estimator, tasks, kind) -> pd.DataFrame:
-    "Predicted and true end of every run of `tasks`."
-    rows = prompt_rows(world, tasks)
+def _embedding_study(world, config, seeds, workers, progress) -> dict:
+    rows, full = prompt_rows(world), next(iter(KINDS))
+    half = halves(world)[world.task_index[rows.task].to_numpy()]
+    jobs = [(rows, half, world.pool, replace(config, seed=seed), kind, part)
+            for part in ("all", "0", "1") for kind in KINDS for seed in seeds if kind == full or seed == seeds[0]]
+    learned = run_jobs(_learn, jobs, "embeddings", workers, progress)
+    said = [_foretold(rows.take(half != int(part)), estimator, kind)
+            for (_, _, _, c, kind, part), estimator in zip(jobs, learned) if part != "all" and c.seed == seeds[0]]
+    vectors = [pd.DataFrame(model_vectors(estimator)).add_prefix("z").assign(
+        kind=kind, part=part, seed=c.seed, model=world.pool.names)
+        for (_, _, _, c, kind, part), estimator in zip(jobs, learned)]
+    return dict(vectors=pd.concat(vectors, ignore_index=True), predictions=pd.concat(said, ignore_index=True))
+
+
+def _learn(rows, half, pool, config, kind, part) -> OutcomeEstimator:
+    "An estimator of `kind`, fitted to all rows or to those of one half."
+    mine = half == int(part) if part != "all" else half >= 0
+    return KINDS[kind](pool, config).fit(rows.take(mine))
+
+
+def _foretold(rows, estimator, kind) -> pd.DataFrame:
+    "Predicted and true end of every run among `rows`."
     predicted = estimator.predict(rows.x)[0][np.arange(len(rows)), rows.action]
-    return pd.DataFrame(dict(estimator=kind, task_id=rows.task, model=np.array(world.pool.names)[rows.action], turn=0,
-                             predicted=predicted, outcome=rows.score))
+    return pd.DataFrame(dict(estimator=kind, task_id=rows.task, model=np.array(estimator.pool.names)[rows.action],
+                             turn=0, predicted=predicted, outcome=rows.score))
 
 # %% ../nbs/09e_model_embeddings.ipynb #cell-029
 def vectors_of(study: dict, kind: str = "attributes and residual", part="all", seed: int = 0) -> np.ndarray:

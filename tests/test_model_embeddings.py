@@ -20,7 +20,7 @@ QUICK = EstimatorConfig(batch_size=128, epochs=3)
 
 @pytest.fixture(scope="module")
 def study(demo_world):
-    return embedding_study(demo_world, QUICK, seeds=(0, 1), progress=False)
+    return embedding_study(demo_world, QUICK, seeds=(0, 1), workers=1, progress=False)
 
 
 def distances(n, seed):
@@ -123,7 +123,7 @@ def test_study_keeps_halves_apart(demo_world, study):
 
 def test_study_is_stored(demo_world, study, monkeypatch):
     monkeypatch.setattr(model_embeddings, "_embedding_study", lambda *_: pytest.fail("computed twice"))
-    again = embedding_study(demo_world, QUICK, seeds=(0, 1), progress=False)
+    again = embedding_study(demo_world, QUICK, seeds=(0, 1), workers=1, progress=False)
     assert again["vectors"].equals(study["vectors"])
 
 
