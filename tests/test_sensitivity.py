@@ -11,8 +11,9 @@ from mtrouter_nb.pool import demo_pool
 from mtrouter_nb.protocol import SMOKE, Experiment, Results, Settings, splits
 from mtrouter_nb.rollout import random_trajectories, roll
 from mtrouter_nb.routers import Cascade, CascadeFamily, SingleModel, choose_cascade
-from mtrouter_nb.sensitivity import (ByGroup, RecentHistory, StaticEncoder, budget_unit, curve_rows, domain_cascade,
-                                     grow_pool, history_study, learning_curve, played, pool_rows, pool_study, quick)
+from mtrouter_nb.sensitivity import (ByGroup, RecentHistory, StaticEncoder, budget_unit, contrast, curve_rows,
+                                     domain_cascade, grow_pool, history_study, learning_curve, mean_of_fits, played,
+                                     pool_rows, pool_study, quick)
 from mtrouter_nb.worlds import MATCHED, OPEN, ReplayWorld
 
 FEW = replace(SMOKE, epochs=2)
@@ -123,7 +124,7 @@ def test_pools_are_chosen_on_training_tasks(run):
     runs = run.world.log.episodes
     for s in splits(run.world.tasks, FEW.folds)[:FEW.folds]:
         wins = runs[runs["task_id"].isin(s.train)].groupby("model")["success"].sum()
-        first = found["pools"].query("fold == @s.name and place == 0")["model"].item()
+        first = found["pools"].query("fold == @s.name and place == 0 and pool == '2'")["model"].item()
         assert wins[first] == wins.max()
 
 
@@ -143,6 +144,47 @@ def test_budgets_from_a_quarter_to_four_times_are_in_the_protocol():
     unit, mean = budget_unit(rows, budgets)
     assert (unit, mean) == (0.08, 0.099)
     assert all(np.isclose(budgets, unit * factor).any() for factor in (1 / 4, 1 / 2, 1, 2, 4))
+
+
+# --- intervals ------------------------------------------------------------------------------------------------------
+
+def fits_of(shift, n=400, folds=5):
+    "Two fits, whose scores differ by `shift` (folds,) and not at all within a fold."
+    fold = np.arange(n) % folds
+    rows = pd.DataFrame(dict(task_id=np.arange(n).astype(str), fold=fold.astype(str), score=0.5))
+    return pd.concat([rows.assign(fit=f, score=0.5 + (f - 0.5) * np.asarray(shift)[fold]) for f in (0, 1)])
+
+
+def test_intervals_hold_the_chance_of_fits():
+    shift = np.array([0.04, -0.02, 0.06, 0.1, -0.05])
+    value, low, high = contrast([(1, fits_of(shift))], resamples=20_000)
+    # variance of a mean of two fits is shift**2 / 4 in each fold, and the folds are independent and of equal size
+    spread = 100 * np.sqrt((shift**2 / 4).sum()) / 5
+    assert np.isclose(value, 50)
+    sampled = contrast_sd(fits_of(shift))
+    assert abs(sampled / spread - 1) < 0.05 and low < value - spread and high > value + spread
+
+
+def contrast_sd(rows):
+    "The standard deviation that equals the 95 % interval's ends had they been one resample each."
+    ends = [contrast([(1, rows)], resamples=1, seed=seed)[1] for seed in range(2000)]
+    return np.std(ends)
+
+
+def test_intervals_of_one_fit_are_the_bootstrap_over_tasks():
+    rng = np.random.default_rng(0)
+    a, b = (pd.DataFrame(dict(task_id=np.arange(300), fold="0", score=rng.random(300))) for _ in range(2))
+    value, low, high = contrast([(1, a), (-1, b)], resamples=4000)
+    difference = 100 * (a["score"] - b["score"])
+    margin = 1.96 * difference.std() / np.sqrt(300)
+    assert np.isclose(value, difference.mean())
+    assert np.allclose([low, high], [value - margin, value + margin], atol=0.12 * margin)
+
+
+def test_tasks_without_a_score_are_left_out_of_both_terms():
+    a = pd.DataFrame(dict(task_id=["x", "y", "z"], fold="0", score=[1.0, np.nan, 1.0]))
+    b = a.assign(score=[0.0, 0.0, 1.0])
+    assert contrast([(1, a), (-1, b)])[0] == 50
 
 
 # --- the learning curve ---------------------------------------------------------------------------------------------
@@ -167,7 +209,7 @@ def test_training_sets_are_nested_stratified_and_unseen(demo_world, split, tasks
 def test_results_of_several_routers_are_averaged(demo_world, tasks):
     routers = [SingleModel(m, "") for m in range(3)]
     role = dict(split="test", fold="0", method="three", group="demo", parameter=0.0)
-    ours = played(demo_world, routers, tasks, OPEN, FEW, **role)
+    ours = mean_of_fits(played(demo_world, routers, tasks, OPEN, FEW, **role))
     alone = [roll(demo_world, r, tasks, OPEN).episodes for r in routers]
     for column in ("score", "cost_usd", "n_turns"):
         assert np.allclose(ours[column], np.mean([e[column] for e in alone], axis=0))
@@ -208,7 +250,7 @@ def test_a_changed_method_is_fitted_again_and_others_are_not(run, monkeypatch):
 
 
 def test_quick_settings_change_runs_and_fits_only():
-    assert quick(Settings(prices=(0.0, 3.0))) == Settings(runs=2, fits=2, prices=(0.0, 3.0))
+    assert quick(Settings(prices=(0.0, 3.0))) == Settings(runs=1, fits=2, prices=(0.0, 3.0))
     assert quick(FEW) == FEW
 
 
