@@ -8,7 +8,7 @@ import pytest
 from mtrouter_nb import sensitivity
 from mtrouter_nb.history import HistoryEncoder, RunningHistory, TextEncoder
 from mtrouter_nb.pool import demo_pool
-from mtrouter_nb.protocol import SMOKE, Experiment, Results, Settings, splits
+from mtrouter_nb.protocol import SMOKE, Experiment, Settings, splits
 from mtrouter_nb.rollout import random_trajectories, roll
 from mtrouter_nb.routers import Cascade, CascadeFamily, SingleModel, choose_cascade
 from mtrouter_nb.sensitivity import (ByGroup, RecentHistory, StaticEncoder, budget_unit, contrast, curve_rows,
@@ -21,7 +21,7 @@ FEW = replace(SMOKE, epochs=2)
 
 @pytest.fixture(scope="module")
 def run(demo_world):
-    return Experiment(demo_world, FEW, Results(*[pd.DataFrame()] * 3))
+    return Experiment(demo_world, FEW, results=None)
 
 
 @pytest.fixture(scope="module")
