@@ -197,13 +197,14 @@ def load_mint(models: Iterable[str] = MINT_POOL, progress: bool = True) -> TurnL
                        for table in ("episodes", "turns"))
     return _mint_log(tasks, episodes, turns.astype({"model": "str", "task_id": "str"}))
 
-def load_log(source: str = "auto", n_tasks: int | None = None) -> TurnLog:
+def load_log(source: str = "auto", n_tasks: int | None = None, models: Iterable[str] | None = MINT_POOL) -> TurnLog:
     """The main log: "mint", "demo", or "auto" (MINT, or the demo log with a warning when MINT is out of reach).
 
-    n_tasks: only so many tasks, spread over domains; the same ones each time. Raises `ValueError` for another source.
+    n_tasks: only so many tasks, spread over domains; the same ones each time. models: MINT's, the main pool's by
+    default and all 52 when None; the demo log has its own four. Raises `ValueError` for another source.
     """
     if source not in ("auto", "mint", "demo"): raise ValueError(f"source {source!r} is not one of auto, mint, demo.")
-    try: log = load_demo() if source == "demo" else load_mint()
+    try: log = load_demo() if source == "demo" else load_mint(mint_models() if models is None else models)
     except DownloadError as error:
         if source == "mint": raise
         warnings.warn(f"MINT's logs are out of reach, the demo log stands in: {error}", stacklevel=2)
