@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SEEN', 'FOR_ALL', 'STEPS', 'per_task', 'holm', 'difference', 'contrast_table', 'frontier', 'against_logged',
-           'one_cascade', 'waterfall']
+           'one_cascade', 'waterfall', 'mtrouter_cost']
 
 # %% ../nbs/12b_frontiers.ipynb #cell-002
 import hashlib
@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm, ttest_1samp
 
-from .contrast import (CASCADES, COMMITTED, PLANS, SINGLES, WORLDS, Offers, _complete, _rows, cascade_offers,
-                                  contrast_settings)
+from .contrast import (CASCADES, COMMITTED, PLANS, SINGLES, SMOKE_CONTRAST, WORLDS, ContrastSettings, Offers,
+                                  _complete, _rows, cascade_offers, contrast_settings)
 from .metrics import bootstrap_intervals
-from .planning import parts_of
+from .planning import PlanRouter, fit_planners, parts_of
 from .protocol import RIGHTS, Experiment, _logic, _stored, results_key, splits
 from .rollout import run_jobs
 from .routers import CascadeFamily
@@ -127,3 +127,13 @@ STEPS = (SINGLES, FOR_ALL, COMMITTED, PLANS)
 def waterfall(chosen: pd.DataFrame, steps=STEPS) -> pd.DataFrame:
     "What each family adds to the one before it, per (world, rights): difference with its interval."
     return pd.concat([contrast_table(chosen, new, old) for old, new in zip(steps, steps[1:])], ignore_index=True)
+
+# %% ../nbs/12b_frontiers.ipynb #cell-006
+def mtrouter_cost(world, settings, train):
+    "MTRouter-cost at price 0, learned from the tasks `train` (ids): a function (tasks, rights) -> router."
+    full = settings.folds == ContrastSettings().folds
+    config = (ContrastSettings() if full else SMOKE_CONTRAST).planner
+
+    def router(tasks, rights) -> PlanRouter:
+        return PlanRouter(fit_planners(world, _complete(world, train), rights, config)["mean"])
+    return router

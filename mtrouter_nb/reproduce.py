@@ -262,24 +262,23 @@ def run_jobs(jobs, workers: int = 2, force: bool = False) -> list[str]:
 
 # %% ../nbs/15_reproduce.ipynb #cell-035
 def _find_logs():
-    "Folder of MINT's tables, or None."
-    from mtrouter_nb.sources import find_mint
-    return find_mint()
+    "Folder of MINT's tables of all models, or None."
+    from mtrouter_nb.sources import find_mint, mint_models
+    return find_mint(mint_models())
 
 
 def _fetch_logs() -> str:
     "Download and convert MINT's logs; returns the reason why not, empty after a success."
-    from mtrouter_nb.sources import DownloadError, load_mint
-    try: load_mint()
+    from mtrouter_nb.sources import DownloadError, load_mint, mint_models
+    try: load_mint(mint_models())
     except DownloadError as error: return str(error)
     return ""
 
 
 def _download_size() -> float:
     "Megabytes that a download of MINT's logs takes."
-    from mtrouter_nb.pool import MINT_POOL
     from mtrouter_nb.sources import mint_manifest
-    return mint_manifest(MINT_POOL).bytes.sum() / 1e6
+    return mint_manifest().bytes.sum() / 1e6
 
 # %% ../nbs/15_reproduce.ipynb #cell-037
 def _out(profile, evidence, source) -> str:

@@ -49,12 +49,12 @@ def set_logs(monkeypatch, folder, reachable=False):
     found = [folder]
     sources = types.ModuleType("mtrouter_nb.sources")
 
-    def load_mint():
+    def load_mint(models):
         if not reachable:
             raise OutOfReach("the file is out of reach; check the network.")
         found[0] = reachable
-    sources.find_mint, sources.load_mint, sources.DownloadError = lambda: found[0], load_mint, OutOfReach
-    sources.mint_manifest = lambda models: pd.DataFrame(dict(bytes=[5_000_000]))
+    sources.find_mint, sources.load_mint, sources.DownloadError = lambda models: found[0], load_mint, OutOfReach
+    sources.mint_manifest, sources.mint_models = lambda: pd.DataFrame(dict(bytes=[5_000_000])), lambda: ["a model"]
     monkeypatch.setitem(sys.modules, "mtrouter_nb.sources", sources)
 
 
