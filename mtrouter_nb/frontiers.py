@@ -137,3 +137,6 @@ def mtrouter_cost(world, settings, train):
     def router(tasks, rights) -> PlanRouter:
         return PlanRouter(fit_planners(world, _complete(world, train), rights, config)["mean"])
     return router
+
+
+mtrouter_cost.modules = ("planning", "contrast")  # its stored curve is made anew when their code changes

@@ -330,7 +330,7 @@ class PlanRouter:
         self.plan[view.row] = plan
         return np.where(value[rows, plan] > 0, model, -1)
 
-# %% ../nbs/08b_planning.ipynb #cell-021
+# %% ../nbs/08b_planning.ipynb #cell-022
 EXPLORED = (0.0, 1.0, 8.0, 64.0)  # prices at which the second round visits training tasks
 
 

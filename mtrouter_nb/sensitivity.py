@@ -361,9 +361,11 @@ def learning_curve(run: Experiment, methods: dict = METHODS, sizes=(60, 120, 240
 
 
 def _code(fit: Callable) -> str:
-    "The code behind a method: its whole module where that is one of this package, else its own source."
+    """The code behind a method: its whole module where that is one of this package, else its own source; and the
+    modules that its attribute `modules` names."""
     package, _, module = fit.__module__.rpartition(".")
-    return _logic(module) if package == "mtrouter_nb" else inspect.getsource(fit)
+    own = _logic(module) if package == "mtrouter_nb" else inspect.getsource(fit)
+    return own + "".join(map(_logic, getattr(fit, "modules", ())))
 
 
 def _curve_job(world, folds, settings, name, fit, sizes) -> dict:
