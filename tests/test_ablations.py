@@ -29,7 +29,7 @@ def fold(demo_world):
 def run(demo_world):
     parts = [run_split(demo_world, s, QUICK) for s in splits(demo_world.tasks, folds=2) if s.kind == "test"]
     return Experiment(demo_world, QUICK, Results(*(pd.concat([p[table] for p in parts], ignore_index=True)
-                                                   for table in ("rollouts", "predictions", "fits"))))
+                                                   for table in ("rollouts", "predictions", "fits", "moves"))))
 
 
 @pytest.fixture
