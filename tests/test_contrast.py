@@ -347,7 +347,7 @@ def test_holm_counts_the_rights_of_each_world_alone(chosen):
 
 
 def test_the_steps_of_the_waterfall_add_up(chosen):
-    steps = waterfall(chosen).groupby(["world", "rights"])["difference"].sum()
+    steps = waterfall(chosen, (SINGLES, CASCADES, COMMITTED, PLANS)).groupby(["world", "rights"])["difference"].sum()
     whole = contrast_table(chosen, PLANS, SINGLES).set_index(["world", "rights"])["difference"]
     assert np.allclose(steps, whole.reindex(steps.index))
 
