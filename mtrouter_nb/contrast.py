@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SMOKE_CONTRAST', 'PLANS', 'CASCADES', 'SINGLES', 'COMMITTED', 'WORLDS', 'ContrastSettings', 'Offers', 'plan_offers',
            'committed_offers', 'single_offers', 'cascade_offers', 'permuted_histories', 'shuffled_models', 'repriced',
-           'doubted', 'best_variant', 'run_contrast', 'Piece', 'contrast_settings', 'contrast_results', 'with_planning']
+           'doubted', 'best_variant', 'run_contrast', 'Piece', 'contrast_settings', 'stored_pieces', 'contrast_results',
+           'with_planning']
 
 # %% ../nbs/09f_contrast.ipynb #cell-002
 import copy
@@ -278,14 +279,6 @@ class Piece:
         return quote("-".join(names), safe=" ")
 
 
-def _compute(world, piece: Piece, settings, folder):
-    def compute():
-        train = world.task_index[list(piece.split.train)].to_numpy()
-        changed = WORLDS[piece.world](world, train, piece.seed)
-        return run_contrast(changed, piece.split, piece.rights, settings, piece.seed)
-    return _stored(folder, piece.name, compute)
-
-
 def _pieces(world, settings: ContrastSettings, worlds, seeds, kind: str) -> list:
     return [Piece(name, seed, split, rights) for name in worlds for seed in seeds
             for split in splits(world.tasks, settings.folds, seed) if split.kind == kind for rights in RIGHTS]
@@ -296,27 +289,45 @@ def contrast_settings(run: Experiment) -> ContrastSettings:
     return ContrastSettings() if run.settings.folds == ContrastSettings().folds else SMOKE_CONTRAST
 
 
-def contrast_results(run: Experiment, worlds=("as logged",), seeds=None, kind: str = "test", workers: int = 2,
-                     progress: bool = True) -> dict:
-    """{chosen, rollouts, moves} over `worlds` (keys of `WORLDS`), fold `seeds` (None: all) and splits of `kind`.
+def _compute(world, piece, settings):
+    train = world.task_index[list(piece.split.train)].to_numpy()
+    changed = WORLDS[piece.world](world, train, piece.seed)
+    return run_contrast(changed, piece.split, piece.rights, settings, piece.seed)
 
-    Stored under the experiment's results, piece by piece: an interrupted run goes on where it stopped.
+
+def _stored_piece(world, piece, settings, folder, compute):
+    return _stored(folder, piece.name, lambda: compute(world, piece, settings))
+
+
+def stored_pieces(run: Experiment, pieces: list, compute, name: str, modules, workers: int = 2,
+                  progress: bool = True) -> dict:
+    """The frames of `compute(world, piece, settings)` over `pieces`, put together by table, with `world` and `seed`.
+
+    Stored under the experiment's results and the code of `modules`, piece by piece: an interrupted run goes on where it
+    stopped.
     """
     settings, world = contrast_settings(run), run.world
-    seeds = settings.seeds if seeds is None else seeds
-    pieces = _pieces(world, settings, worlds, seeds, kind)
-    code = "".join([*map(_logic, ("planning", "contrast")), repr(settings)])
-    logic = hashlib.sha256(code.encode()).hexdigest()[:12]
-    folder = cache_dir() / "results" / results_key(world, run.settings) / f"contrast-{logic}"
+    code = "".join([*map(_logic, modules), repr(settings)])
+    folder = cache_dir() / "results" / results_key(world, run.settings) / (
+        f"{name}-{hashlib.sha256(code.encode()).hexdigest()[:12]}")
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock"):
         missing = [p for p in pieces if not (folder / p.name).exists()]
         if missing:
-            _ = world.states
-            run_jobs(_compute, [(world, p, settings, folder) for p in missing], "contrast", workers, progress)
-        parts = [(p, _compute(world, p, settings, folder)) for p in pieces]
+            _ = world.states  # embedded here once; the workers share the vectors
+            jobs = [(world, p, settings, folder, compute) for p in missing]
+            run_jobs(_stored_piece, jobs, name, workers, progress)
+        parts = [(p, _stored_piece(world, p, settings, folder, compute)) for p in pieces]
     return {table: pd.concat([frames[table].assign(world=p.world, seed=p.seed) for p, frames in parts],
-                             ignore_index=True) for table in ("chosen", "rollouts", "moves")}
+                             ignore_index=True) for table in parts[0][1]}
+
+
+def contrast_results(run: Experiment, worlds=("as logged",), seeds=None, kind: str = "test", workers: int = 2,
+                     progress: bool = True) -> dict:
+    "{chosen, rollouts, moves} over `worlds` (keys of `WORLDS`), fold `seeds` (None: all) and splits of `kind`, stored."
+    settings = contrast_settings(run)
+    pieces = _pieces(run.world, settings, worlds, settings.seeds if seeds is None else seeds, kind)
+    return stored_pieces(run, pieces, _compute, "contrast", ("planning", "contrast"), workers, progress)
 
 
 def with_planning(run: Experiment, workers: int = 2) -> Experiment:

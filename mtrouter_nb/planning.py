@@ -339,7 +339,7 @@ class PlannerConfig:
     "Sizes of MTRouter-cost. `rounds`: after the first, situations that the planner itself meets are learned from too."
     longest: int = 3
     runs: int = 4
-    rounds: int = 2
+    rounds: int = 1
     leaf: float = 0.005
     trees: int = 16
     seed: int = 0

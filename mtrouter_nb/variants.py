@@ -7,25 +7,22 @@ __all__ = ['CHANGED', 'REFITTED', 'PlanNetwork', 'ContinuationNetwork', 'TextRea
            'variant_results', 'variant_table']
 
 # %% ../nbs/09g_variants.ipynb #cell-002
-import hashlib
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 import torch
-from filelock import FileLock
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 from torch import nn
 
-from .contrast import ContrastSettings, _complete, _pieces, _rows, contrast_settings, plan_offers
+from .contrast import (ContrastSettings, _complete, _pieces, _rows, contrast_settings, plan_offers,
+                                  stored_pieces)
 from .estimator import EstimatorConfig, ModelEncoder
 from .frontiers import difference, per_task
 from .planning import (PARTS, ContinuationRidge, Continuations, Planner, Reader, fit_planners,
                                   forest_and_ridge, parts_of)
-from .protocol import Experiment, _logic, _stored, results_key
-from .rollout import run_jobs
-from .sources import cache_dir
+from .protocol import Experiment
 
 # %% ../nbs/09g_variants.ipynb #cell-004
 class PlanNetwork(nn.Module):
@@ -186,11 +183,11 @@ CHANGED = {  # the fitted planners, changed
     "one member": lambda world, train, part, rights, planners: _wrapped(planners, _OneMember),
 }
 REFITTED = {  # fitted otherwise: (changes of the configuration, a reader, sets of estimators)
-    "no second round": (dict(rounds=1), Reader, forest_and_ridge),
+    "second round": (dict(rounds=2), Reader, forest_and_ridge),
     "no situation": ({}, TextReader, forest_and_ridge),
     "no turns' text": ({}, PromptReader, forest_and_ridge),
-    "ridge": (dict(rounds=1), Reader, lambda world, config: {"ridge": ([ContinuationRidge()], 0.0)}),
-    "network": (dict(rounds=1), Reader,
+    "ridge": ({}, Reader, lambda world, config: {"ridge": ([ContinuationRidge()], 0.0)}),
+    "network": ({}, Reader,
                 lambda world, config: {"network": ([ContinuationNetwork(world.pool, seed=config.seed)], 0.0)}),
 }
 
@@ -212,25 +209,16 @@ def run_variants(world, split, rights, settings: ContrastSettings, seed: int) ->
     return dict(chosen=chosen.assign(rights=rights.name, fold=split.name))
 
 
-def _compute(world, piece, settings, folder):
-    return _stored(folder, piece.name, lambda: run_variants(world, piece.split, piece.rights, settings, piece.seed))
+def _compute(world, piece, settings):
+    return run_variants(world, piece.split, piece.rights, settings, piece.seed)
 
 
 def variant_results(run: Experiment, workers: int = 2, progress: bool = True) -> pd.DataFrame:
     "`chosen` rows of every variant on the test splits of the first fold seed, stored piece by piece."
-    settings, world = contrast_settings(run), run.world
-    pieces = _pieces(world, settings, ["as logged"], settings.seeds[:1], "test")
-    code = "".join([*map(_logic, ("planning", "contrast", "variants")), repr(settings)])
-    folder = cache_dir() / "results" / results_key(world, run.settings) / (
-        f"variants-{hashlib.sha256(code.encode()).hexdigest()[:12]}")
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "lock"):
-        missing = [p for p in pieces if not (folder / p.name).exists()]
-        if missing:
-            _ = world.states
-            run_jobs(_compute, [(world, p, settings, folder) for p in missing], "variants", workers, progress)
-        parts = [_compute(world, p, settings, folder)["chosen"].assign(world=p.world, seed=p.seed) for p in pieces]
-    return pd.concat(parts, ignore_index=True)
+    settings = contrast_settings(run)
+    pieces = _pieces(run.world, settings, ["as logged"], settings.seeds[:1], "test")
+    modules = "planning", "contrast", "variants"
+    return stored_pieces(run, pieces, _compute, "variants", modules, workers, progress)["chosen"]
 
 
 def variant_table(chosen: pd.DataFrame) -> pd.DataFrame:
