@@ -26,26 +26,29 @@ from .outcomes import OutcomeMatrix
 class Queries:
     """n prompts to route. `embeddings` (n, d) float32; `items`: item_id, dataset, prompt.
 
-    `answers`: model -> (n, e) vectors of that model's answers, where known; reading one means calling the model.
+    `answers`: model -> (n, e) vectors of that model's answers; `said`: their final answers as text, a column per model.
+    Both where known; reading one means calling the model.
     """
     embeddings: np.ndarray
     items: pd.DataFrame
     answers: Mapping | None = None
+    said: pd.DataFrame | None = None
 
     def __len__(self): return len(self.items)
 
     def take(self, rows) -> "Queries":
         "The rows `rows`."
         answers = self.answers and {model: vectors[rows] for model, vectors in self.answers.items()}
-        return Queries(self.embeddings[rows], self.items.iloc[rows].reset_index(drop=True), answers)
+        said = None if self.said is None else self.said.iloc[rows].reset_index(drop=True)
+        return Queries(self.embeddings[rows], self.items.iloc[rows].reset_index(drop=True), answers, said)
 
 
 @dataclass(frozen=True)
 class Choices:
     """k settings on n prompts. `answerer` (k, n): the model whose answer counts.
 
-    `paid` (k, n, M) bool: every model called; None: the answerer alone. `ranking` (n, M): how good the router thinks each
-    model, None where it does not say.
+    `paid` (k, n, M) bool: every model called; None: the answerer alone. `ranking` (n, M): how good the router thinks
+    each model, None where it does not say.
     """
     settings: list
     answerer: np.ndarray
