@@ -37,7 +37,7 @@ def plain(answer: str) -> str | None:
     try: return repr(float(re.sub(r"[,$%\s]", "", answer)))
     except ValueError: pass
     try: return str(ast.literal_eval(answer))
-    except (ValueError, SyntaxError, MemoryError, RecursionError): pass
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError): pass
     if "\\" in answer: answer = _DRESSING.sub("", answer.replace("dfrac", "frac").replace("tfrac", "frac"))
     return answer or None
 
