@@ -18,7 +18,7 @@ def matrix(seed, n=24, models=4, missing=.12):
     "Random outcomes: scores 0, .5, 1 with holes, and costs with holes of their own."
     rng = np.random.default_rng(seed)
     ids = [f"i{j:02d}" for j in range(n)]
-    items = pd.DataFrame(dict(item_id=ids, dataset=np.resize(DATASETS, n), prompt="p", repeat=0))
+    items = pd.DataFrame(dict(item_id=ids, dataset=np.resize(list("abac"), n), prompt="p", repeat=0))
     score, cost = rng.choice([0., .5, 1.], (n, models)), rng.integers(1, 9, (n, models)) / 8
     for table in (score, cost): table[rng.random((n, models)) < missing] = np.nan
     none = np.full((n, models), np.nan)
@@ -283,8 +283,9 @@ def test_distance_to_the_steps_is_that_to_many_points_on_them(norm):
     anchors = Anchors.of(points)
     front = anchors.axes(anchors.frontier)
     ends = [*front[1:, 0], 3.]  # the last step goes on to the right
-    dense = [np.column_stack([np.linspace(x, u, 4001), np.full(4001, y)]) for (x, y), u in zip(front, ends)]
-    dense += [np.column_stack([np.full(4001, u), np.linspace(y, v, 4001)]) for (_, y), (u, v) in zip(front, front[1:])]
+    def line(x, u, y, v): return np.column_stack([np.linspace(x, u, 4001), np.linspace(y, v, 4001)])
+    dense = [line(x, u, y, y) for (x, y), u in zip(front, ends)]
+    dense += [line(u, u, y, v) for y, (u, v) in zip(front[:, 1], front[1:])]
     dense, own = np.vstack(dense), anchors.axes(points[points["group"] != "bound"][["Cost", "AvgAcc"]].to_numpy())
     apart = np.abs(own[:, None] - dense[None])
     expected = (apart.sum(-1) if norm == "L1" else np.hypot(*np.moveaxis(apart, -1, 0))).min(1)
