@@ -6,8 +6,8 @@
 __all__ = ['GROUPS', 'CONFIG', 'RANDOM', 'BEST', 'BEST_TEST', 'ORACLE', 'PER_DATASET', 'PER_DATASET_TEST', 'CHOSEN', 'PEAK',
            'KEYS', 'Scores', 'stack', 'dataset_table', 'best_single', 'best_per_dataset', 'bounds', 'avg_acc',
            'sample_avg', 'total_cost', 'gain_at_random', 'gain_at_best', 'gap_at_oracle', 'ratio_of_averages',
-           'lead_over_best', 'config_table', 'pareto_frontier', 'Anchors', 'pareto_dist', 'hypervolume', 'over_seeds',
-           'bench_table', 'perfcost']
+           'lead_over_best', 'config_table', 'pareto_frontier', 'Anchors', 'pareto_dist', 'hypervolume', 'perf_gain',
+           'cost_save', 'over_seeds', 'bench_table', 'perfcost']
 
 # %% ../nbs/12a_bench_metrics.ipynb #cell-002
 import warnings
@@ -434,6 +434,26 @@ def _saving(accuracy, cost, best) -> tuple:
     return 1 - _ratio(np.where(np.isfinite(least), least, np.nan), best[1]), enough.any(1).astype(float)
 
 
+def _against_best(points, value, reference) -> pd.DataFrame:
+    "`value`(accuracy (1, s), cost (1, s), best) per method of `points`."
+    rows = points[points["method"] == reference]
+    if rows.empty: raise ValueError(f"no row {reference!r} to compare with; stack `bounds` onto the scores.")
+    best = rows["AvgAcc"].to_numpy(float)[:1], rows["Cost"].to_numpy(float)[:1]
+    parts = points.groupby(["method", "group"], sort=False)
+    rows = [(*key, value(*part[["AvgAcc", "Cost"]].to_numpy(float).T[:, None], best)[0]) for key, part in parts]
+    return pd.DataFrame(rows, columns=["method", "group", "value"])
+
+
+def perf_gain(points: pd.DataFrame, reference: str = BEST) -> pd.DataFrame:
+    "PerfGain per method at the best of its settings in `points` (of `config_table`), the paper's way."
+    return _against_best(points, lambda accuracy, cost, best: _gain(accuracy, best), reference)
+
+
+def cost_save(points: pd.DataFrame, reference: str = BEST) -> pd.DataFrame:
+    "CostSave per method at the cheapest of its settings that reaches `reference`, the paper's way; missing without."
+    return _against_best(points, lambda accuracy, cost, best: _saving(accuracy, cost, best)[0], reference)
+
+# %% ../nbs/12a_bench_metrics.ipynb #cell-030
 def _picks(validation: _Grid, reference: str) -> dict:
     "(method, metric) -> setting that validation chooses, as a list: empty where none qualifies."
     b, accuracy, cost = _need(validation, reference), validation.accuracy[0].mean(-1), validation.cost[0].sum(-1)
@@ -445,7 +465,6 @@ def _picks(validation: _Grid, reference: str) -> dict:
         picks[method, "CostSave"] = [] if cheap is None else [settings[enough[cheap]]]
     return picks
 
-# %% ../nbs/12a_bench_metrics.ipynb #cell-029
 def _of_settings(configs, mine, settings) -> np.ndarray:
     "Those of the rows `mine` whose setting is among `settings`; NaN is the setting of a method without one."
     return mine[np.isin(configs["setting"].to_numpy()[mine], settings) |
@@ -482,7 +501,7 @@ def _judged(grid, accuracy, cost, best, use, way, reference):
         spent = cost[:, cheap[0]] if len(cheap) else np.full(len(cost), np.nan)
         yield "Saving", 1 - _ratio(spent, best[1]), said(cheap)
 
-# %% ../nbs/12a_bench_metrics.ipynb #cell-031
+# %% ../nbs/12a_bench_metrics.ipynb #cell-032
 def _draws(runs: Sequence[Scores], resamples: int, seed: int) -> dict:
     """Dataset -> (item ids, how often each is drawn (1 + resamples, ids)), once for all `runs`; the first row is ones.
 
@@ -536,7 +555,7 @@ def _pareto_rows(grid: _Grid, anchors: Anchors = None) -> list:
                  for metric, values in by_metric.items()]
     return rows
 
-# %% ../nbs/12a_bench_metrics.ipynb #cell-032
+# %% ../nbs/12a_bench_metrics.ipynb #cell-033
 KEYS = ["method", "setting", "group", "metric", "chosen"]
 
 
@@ -565,7 +584,7 @@ def _grids(runs, validations, resamples, seed):
     for run, held in zip(runs, validations or [None] * len(runs)):
         yield _measured(run, draws), held and _measured(held)
 
-# %% ../nbs/12a_bench_metrics.ipynb #cell-033
+# %% ../nbs/12a_bench_metrics.ipynb #cell-034
 def over_seeds(runs: Sequence[Scores], validations: Sequence[Scores] = None, reference: str = BEST,
                anchors: Anchors = None, resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
     """Every metric of every configuration and method, averaged over `runs`, one per seed of the split.
