@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch import nn
 
 from mtrouter_nb import pairs
 from mtrouter_nb.outcomes import OutcomeError, OutcomeMatrix
@@ -159,6 +160,38 @@ def test_routellm_is_its_formula():
         assert torch.allclose(net(q), torch.tensor([strong - weak for strong, weak in score]), atol=1e-5)
 
 
+def test_routellm_trains_as_the_original_does():
+    """The same loop with tables of models and BCE on (winner, loser, prompt), as the original writes it."""
+    matrix, queries = world(300, 0)
+    router = RouteLLM(pair=("small", "large"), epochs=4).fit(matrix, queries)
+    battles = [i for i in range(300) if matrix.score[i, 0] != matrix.score[i, 1]]
+    winner = torch.tensor([0 if matrix.score[i, 1] > matrix.score[i, 0] else 1 for i in battles])  # 0: the strong one
+    q = torch.from_numpy(queries.embeddings[battles])
+    train, held = (torch.from_numpy(rows) for rows in pairs._held_out(len(battles), 0.05, 0))
+    with pairs._seeded(0):
+        table, classify = nn.Embedding.from_pretrained(torch.randn(2, 8), freeze=False), nn.Linear(8, 1, bias=False)
+        optimizer = torch.optim.Adam([table.weight, classify.weight], lr=3e-4, weight_decay=1e-5)
+
+        def lead(rows):
+            vectors = [nn.functional.normalize(table(m), p=2, dim=1) for m in (winner[rows], 1 - winner[rows])]
+            return classify((vectors[0] - vectors[1]) * q[rows]).squeeze(1)
+
+        reached = []
+        for _ in range(4):
+            for rows in train[torch.randperm(len(train))].split(64):
+                loss = nn.BCEWithLogitsLoss()(lead(rows), torch.ones(len(rows)))
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            with torch.no_grad():
+                right, loss = (lead(held) > 0).sum().item(), nn.functional.softplus(-lead(held)).mean().item()
+                p = nn.functional.normalize(table.weight, dim=1)
+                reached.append((right, -loss, (classify.weight[0] * (p[0] - p[1])).numpy().copy()))
+    best = max(reached, key=lambda r: r[:2])[2]
+    assert np.allclose(router.network.linear().detach().numpy(), best, atol=1e-5)
+    assert not np.allclose(reached[0][2], reached[-1][2], atol=1e-3)
+
+
 def test_ties_teach_routellm_nothing():
     matrix, queries = world(200, 0)
     tie = matrix.score[:, 0] == matrix.score[:, 1]
@@ -205,6 +238,21 @@ def test_reading_the_answer_pays(tell, margin):
     sees, blind = (FrugalGPT(sees_answer=s).fit(*world(600, 0, tell)) for s in (True, False))
     new = world(1000, 1, tell)
     assert best_within(sees, *new, 0.12) > best_within(blind, *new, 0.12) + margin
+
+
+def test_the_scorer_reads_prompt_answer_and_model(monkeypatch):
+    matrix, queries = world(40, 0)
+    matrix = replace(matrix, score=np.random.default_rng(1).choice([0, 0.4, 0.5, 1, np.nan], (40, 3)))
+    queries.answers["large"][3] = np.nan
+    taught = {}
+    monkeypatch.setattr(pairs._Heads, "fit", lambda self, x, label, group: taught.update(
+        x=x, label=label, group=list(group)) or setattr(self, "own_", np.arange(len(x)) / len(x)))
+    FrugalGPT(pair=("small", "large")).fit(matrix, queries)
+    rows = [(i, m) for m in (0, 1) for i in range(40) if not np.isnan(matrix.score[i, m]) and (i, m) != (3, 1)]
+    by_hand = [np.r_[queries.embeddings[i], queries.answers[matrix.models[m]][i], m == 0, m == 1] for i, m in rows]
+    assert np.array_equal(taught["x"], np.array(by_hand))
+    assert taught["label"].tolist() == [matrix.score[i, m] >= 0.5 for i, m in rows]
+    assert taught["group"] == [f"q{i}" for i, _ in rows]
 
 
 def test_an_answer_that_says_nothing_does_not_pay():
