@@ -79,8 +79,8 @@ def pair_by_hand(matrix):
 def test_the_pair_is_that_of_a_plain_loop(seed):
     rng = np.random.default_rng(seed)
     matrix = world(80, seed)[0]
-    score, cost = rng.random((80, 6)).round(1), rng.lognormal(size=6) * rng.uniform(0.5, 1.5, (80, 6))
-    score[:, seed] = score[:, seed] ** 0.5  # the best one, and not the cheapest
+    score, cost = rng.integers(0, 3, (80, 6)) / 2, rng.lognormal(size=6) * rng.uniform(0.5, 1.5, (80, 6))
+    score[:, seed] = np.maximum(score[:, seed], rng.integers(0, 2, 80))  # the best one, and not the cheapest
     cost[:, seed] += np.median(cost)
     score[rng.random(score.shape) < 0.1] = np.nan
     matrix = replace(matrix, models=tuple("abcdef"), score=score, cost=cost)
