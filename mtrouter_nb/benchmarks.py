@@ -412,13 +412,15 @@ def sample_items(matrix: OutcomeMatrix, n: int) -> OutcomeMatrix:
 def load_all(source: str = "auto", profile: str = "full") -> list[OutcomeMatrix]:
     """ZeroEval, BFCL and MCPMark; or [demo] for source "demo" and, with one warning, where the data is out of reach.
 
-    profile "smoke": 48 items and six models of each. Raises `ValueError` for another source or profile.
+    source "mint" is what the runner calls real logs: there nothing stands in. profile "smoke": 48 items and six models
+    of each. Raises `ValueError` for another source or profile, `DownloadError` for real logs that are out of reach.
     """
-    for value, known in ((source, ("auto", "demo")), (profile, ("full", "smoke"))):
+    for value, known in ((source, ("auto", "mint", "demo")), (profile, ("full", "smoke"))):
         if value not in known: raise ValueError(f"{value!r} is not one of {', '.join(known)}.")
     smoke, names = profile == "smoke", ["demo"] if source == "demo" else list(_READERS)
     try: matrices = [load_outcomes(name, _SMOKE_MODELS.get(name) if smoke else None) for name in names]
     except DownloadError as error:
+        if source == "mint": raise
         warnings.warn(f"The real outcomes are out of reach, the demo log stands in: {error}", stacklevel=2)
         matrices = [load_outcomes("demo")]
     return [sample_items(matrix, _SMOKE_ITEMS) for matrix in matrices] if smoke else matrices
