@@ -299,7 +299,7 @@ class GraphRouter:
         with torch.no_grad():
             models = net.models(net.prompts(*data[:2]), data[2], known)
             chosen = self._rated(net, models, ~np.isnan(utility).all(0), q, task).argmax(1)
-        return models, _mean(utility[np.arange(len(utility)), chosen])
+        return models, float(np.nan_to_num(_mean(utility[np.arange(len(utility)), chosen]), nan=-np.inf))
 
     @staticmethod
     def _rated(net, models, able, q, task):
