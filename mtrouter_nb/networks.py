@@ -225,9 +225,9 @@ class GraphRouter:
     hidden_share: float = 0.5
     learning_rate: float = 3e-4
     weight_decay: float = 1e-4
-    steps: int = 2000
+    steps: int = 1000
     every: int = 20
-    patience: int = 400
+    patience: int = 300
     validation: float = 0.1
     seed: int = 0
     name: str = "GraphRouter"

@@ -8,15 +8,15 @@ import torch
 from sklearn.preprocessing import normalize
 from torch_geometric.nn import GeneralConv
 
-from mtrouter_nb.networks import (GraphRouter, ModelSAT, MTRouterSingle, _Graph, _satisfaction_loss, accuracies, best_of,
-                                  scaled_cost, seen_features)
+from mtrouter_nb.networks import (GraphRouter, ModelSAT, MTRouterSingle, _Graph, _satisfaction_loss, accuracies,
+                                  best_of, scaled_cost, seen_features)
 from mtrouter_nb.outcomes import OutcomeMatrix, split
 from mtrouter_nb.pool import ModelPool, UnknownModel
 from mtrouter_nb.single_turn import Queries
 
 KINDS = [ModelSAT, lambda **k: GraphRouter(steps=100, **k), MTRouterSingle]  # as far as it takes to see what changes
 IDS = ["MODEL-SAT", "GraphRouter", "MTRouter"]
-SCORE_ONLY = [ModelSAT, lambda **k: GraphRouter(steps=1200, cost_weights=(0.0,), **k), MTRouterSingle]
+SCORE_ONLY = [ModelSAT, lambda **k: GraphRouter(steps=1000, cost_weights=(0.0,), **k), MTRouterSingle]
 
 
 def planted(n, seed, d=32, cost=(.01, .02, .05, 1.0)):
