@@ -225,9 +225,9 @@ class GraphRouter:
     hidden_share: float = 0.5
     learning_rate: float = 3e-4
     weight_decay: float = 1e-4
-    steps: int = 2000
+    steps: int = 1000
     every: int = 20
-    patience: int = 400
+    patience: int = 300
     validation: float = 0.1
     seed: int = 0
     name: str = "GraphRouter"
@@ -299,7 +299,7 @@ class GraphRouter:
         with torch.no_grad():
             models = net.models(net.prompts(*data[:2]), data[2], known)
             chosen = self._rated(net, models, ~np.isnan(utility).all(0), q, task).argmax(1)
-        return models, _mean(utility[np.arange(len(utility)), chosen])
+        return models, float(np.nan_to_num(_mean(utility[np.arange(len(utility)), chosen]), nan=-np.inf))
 
     @staticmethod
     def _rated(net, models, able, q, task):
