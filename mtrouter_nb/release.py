@@ -576,29 +576,36 @@ def _texts(out: Path, names: Iterable[str]) -> tuple[np.ndarray, dict]:
     return texts, {n: (pieces[2 * i], pieces[2 * i + 1]) for i, n in enumerate(tables)}
 
 
-def _step(number, query, reference) -> int:
+def _step(number, query, reference: pd.Series) -> int:
     "By how much to move `number` so that most questions agree with `reference` (question by number)."
-    if not len(number): return 0
+    if not len(number) or np.array_equal(number, reference.index) and np.array_equal(query, reference): return 0
     agree = {s: (reference.reindex(number + s).to_numpy() == query).mean() for s in (0, 1, -1)}
     return max(agree, key=agree.get)
 
 
+def _read_rows(out: Path, files: pd.DataFrame) -> pd.DataFrame:
+    "Records of `files`, one file after the other, as logged."
+    tables = [pq.ParquetFile(out / "rows" / f"{_name_of(path)}.parquet").read() for path in files["path"]]
+    return pa.concat_tables([table.replace_schema_metadata() for table in tables]).to_pandas()
+
+
 def _part(out: Path, files: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
     "Records of one (dataset, split), as logged, with number, prompt and query (numbers in the texts returned)."
+    rows, sizes = _read_rows(out, files), files["rows"].to_numpy(int)
     texts, codes = _texts(out, files["prompts"])
-    parts = []
-    for file in files.itertuples():
-        rows = pq.read_table(out / "rows" / f"{_name_of(file.path)}.parquet").to_pandas()
-        rows["first"] = 0 if len(rows) and rows["index"].iloc[0] == 0 else 1
-        rows["number"] = rows["index"] - rows["first"] + 1
-        parts.append(rows.assign(model=file.model, **dict(zip(("prompt", "query"), codes[file.prompts])), step=0))
+    prompt, query = (np.concatenate([codes[name][i] for name in files["prompts"]]) for i in (0, 1))
+    starts = np.cumsum(sizes) - sizes
+    first, step = np.ones(len(files), int), np.zeros(len(files), int)
+    first[sizes > 0] = rows["index"].to_numpy()[starts[sizes > 0]] != 0  # rows are sorted by index
+    number = rows["index"].to_numpy() - np.repeat(first, sizes) + 1
+    parts = [slice(start, start + size) for start, size in zip(starts, sizes)]
     common = parts[int(np.argmax(files["prompts"] == files["prompts"].mode()[0]))]
-    reference = common.drop_duplicates("number").set_index("number")["query"]
-    for rows in parts:
-        if step := _step(rows["number"], rows["query"].to_numpy(), reference):
-            rows["number"] += step
-            rows["step"] = step
-    return pd.concat(parts, ignore_index=True), texts
+    reference = pd.Series(query[common], number[common])
+    reference = reference[~reference.index.duplicated()]
+    for i, part in enumerate(parts): step[i] = _step(number[part], query[part], reference)
+    per_file = dict(model=files["model"].to_numpy(object), first=first, step=step)
+    rows = rows.assign(prompt=prompt, query=query, **{k: np.repeat(v, sizes) for k, v in per_file.items()})
+    return rows.assign(number=number + rows["step"]), texts
 
 # %% ../nbs/10b_release.ipynb #cell-044
 def _clean(rows: pd.DataFrame) -> pd.DataFrame:

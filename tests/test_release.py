@@ -140,7 +140,8 @@ def record(index, **changes):
 def save(root, model, records, name="d-test-{}-20250101_000000.json", folder="d/test/{}", **header):
     path = root / "results" / "bench" / folder.format(model) / name.format(model)
     path.parent.mkdir(parents=True, exist_ok=True)
-    run = dict(performance=0, demo=False, counts=len(records), model_name=model, dataset_name="d", split="test") | header
+    run = dict(performance=0, demo=False, counts=len(records), model_name=model, dataset_name="d",
+               split="test") | header
     path.write_text(json.dumps(run | dict(records=records), indent=2))
     return path
 
