@@ -345,7 +345,9 @@ _CORPUS = ("A train leaves at 08:15 and covers 240 km at 60 km/h. Let $t = \\fra
 
 def _chunk(start: int, length: int) -> str:
     "`length` characters of made-up text."
-    return (_CORPUS[start % 500:] + _CORPUS * (length // len(_CORPUS) + 1))[:length]
+    start %= 500
+    if start + length <= len(_CORPUS): return _CORPUS[start:start + length]
+    return (_CORPUS[start:] + _CORPUS * (length // len(_CORPUS) + 1))[:length]
 
 
 def _made_prompts(dataset: str, n: int) -> list[tuple[str, str]]:
