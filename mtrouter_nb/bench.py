@@ -222,8 +222,8 @@ def benches(source: str = "auto", profile: str = "full", progress: bool = True) 
 
 
 def tables(source: str = "auto", profile: str = "full") -> list[OutcomeMatrix]:
-    """What `load_all` gives, BFCL with the 44 of 71 configurations whose cost and latency are known: a choice of one of the
-    others would have no price.
+    """What `load_all` gives, BFCL with the 44 of 71 configurations whose cost and latency are known: a choice of
+    another would have no price.
     """
     return [m.select(measured_models(m, ("cost", "latency"))) if m.name == "bfcl" else m
             for m in load_all(source, profile)]
