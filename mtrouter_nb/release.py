@@ -150,11 +150,12 @@ def _rows_table(records: list[_Record]) -> pa.Table:
     return pa.table(columns)
 
 
-def _prompt_table(records: list[_Record]) -> tuple[pa.Table, str]:
+def _prompt_table(prompts: list[str], queries: list[str]) -> tuple[pa.Table, str]:
     "Prompt and question of each record, and the name of that table's content."
-    prompts, queries = ([_text(getattr(r, field)) for r in records] for field in ("prompt", "origin_query"))
-    name = hashlib.blake2b(msgspec.json.encode([prompts, queries]), digest_size=10).hexdigest()
-    return pa.table({"prompt": pa.array(prompts, pa.string()), "query": pa.array(queries, pa.string())}), name
+    digest = hashlib.blake2b(digest_size=10)
+    for text in (*prompts, *queries): digest.update(text.encode() + b"\xff")  # a byte that no text has
+    table = {"prompt": pa.array(prompts, pa.string()), "query": pa.array(queries, pa.string())}
+    return pa.table(table), digest.hexdigest()
 
 
 def _written(path: Path, save: Callable):
@@ -193,8 +194,12 @@ def _convert_file(path: Path, root: Path, out: Path) -> str:
     target = out / "rows" / f"{_name_of(path.relative_to(root).as_posix())}.parquet"
     try:
         run = _decode(path.read_bytes())
-        run.records.sort(key=lambda r: r.index)
-        rows, (prompts, name) = _rows_table(run.records), _prompt_table(run.records)
+        records = sorted(run.records, key=lambda r: r.index)
+        rows = _rows_table(records)
+        texts = [[_text(getattr(r, field)) for r in records] for field in ("prompt", "origin_query")]
+        run.records.clear()
+        del records  # the answers are no longer held
+        prompts, name = _prompt_table(*texts)
     except _BROKEN as error:
         target.unlink(missing_ok=True)  # of an earlier state of the file
         return f"{type(error).__name__}: {error}"
@@ -202,6 +207,8 @@ def _convert_file(path: Path, root: Path, out: Path) -> str:
     about = _about(path, root, run) | dict(rows=len(rows), prompts=name, paid=paid)
     if not (shared := out / "prompts" / f"{name}.parquet").exists(): _write(prompts, shared)
     _write(rows.replace_schema_metadata({"about": json.dumps(about)}), target)
+    del prompts, texts
+    pa.default_memory_pool().release_unused()  # or the next file adds to it
     return ""
 
 # %% ../nbs/10b_release.ipynb #cell-020
