@@ -89,7 +89,7 @@ class _Run(msgspec.Struct):
     data_fingerprint: str | None = None
     records: list[_Record] = []
 
-
+# %% ../nbs/10b_release.ipynb #cell-011
 _DECODER = msgspec.json.Decoder(_Run)
 _BROKEN = (ValueError, OSError, RecursionError, msgspec.MsgspecError)  # what reading a damaged file may raise
 
@@ -100,7 +100,7 @@ def _decode(data: bytes) -> _Run:
     except msgspec.ValidationError: raise
     except msgspec.DecodeError: return _DECODER.decode(msgspec.json.encode(json.loads(data)))
 
-
+# %% ../nbs/10b_release.ipynb #cell-013
 def _header(path: Path) -> _Run:
     "The run in `path` without its records: only the first bytes are read where the header stands first."
     with open(path, "rb") as file: start = file.read(1 << 16)
@@ -109,7 +109,7 @@ def _header(path: Path) -> _Run:
         except _BROKEN: pass
     return _decode(path.read_bytes())
 
-# %% ../nbs/10b_release.ipynb #cell-012
+# %% ../nbs/10b_release.ipynb #cell-016
 _FAILED = tuple(f'"{words}'.encode() for words in
                 ("Generation failed:", "Multimodal generation failed:", "Processing failed:", "Unexpected error:"))
 
@@ -138,7 +138,7 @@ def _numbers(records, field) -> np.ndarray:
     except (TypeError, ValueError) as error:
         raise ReleaseError(f"a record has a {field} that is no number ({error})") from error
 
-# %% ../nbs/10b_release.ipynb #cell-015
+# %% ../nbs/10b_release.ipynb #cell-019
 _NUMBERS = {"score": "score", "cost_usd": "cost", "input_tokens": "prompt_tokens", "output_tokens": "completion_tokens"}
 
 
@@ -150,11 +150,12 @@ def _rows_table(records: list[_Record]) -> pa.Table:
     return pa.table(columns)
 
 
-def _prompt_table(records: list[_Record]) -> tuple[pa.Table, str]:
+def _prompt_table(prompts: list[str], queries: list[str]) -> tuple[pa.Table, str]:
     "Prompt and question of each record, and the name of that table's content."
-    prompts, queries = ([_text(getattr(r, field)) for r in records] for field in ("prompt", "origin_query"))
-    name = hashlib.blake2b(msgspec.json.encode([prompts, queries]), digest_size=10).hexdigest()
-    return pa.table({"prompt": pa.array(prompts, pa.string()), "query": pa.array(queries, pa.string())}), name
+    digest = hashlib.blake2b(digest_size=10)
+    for text in (*prompts, *queries): digest.update(text.encode() + b"\xff")  # a byte that no text has
+    table = {"prompt": pa.array(prompts, pa.string()), "query": pa.array(queries, pa.string())}
+    return pa.table(table), digest.hexdigest()
 
 
 def _written(path: Path, save: Callable):
@@ -169,7 +170,7 @@ def _written(path: Path, save: Callable):
 def _write(table: pa.Table, path: Path):
     _written(path, lambda file: pq.write_table(table, file, compression="zstd", compression_level=1))
 
-# %% ../nbs/10b_release.ipynb #cell-018
+# %% ../nbs/10b_release.ipynb #cell-022
 def _stamp(path: Path) -> int:
     "When a run was made, as digits YYYYMMDDHHMMSS."
     if found := re.search(r"(\d{8})_(\d{6})\.json$", path.name): return int(found[1] + found[2])
@@ -187,14 +188,18 @@ def _about(path: Path, root: Path, run: _Run) -> dict:
 
 def _name_of(path: str) -> str: return hashlib.blake2b(path.encode(), digest_size=10).hexdigest()
 
-
+# %% ../nbs/10b_release.ipynb #cell-024
 def _convert_file(path: Path, root: Path, out: Path) -> str:
     "Convert one file; returns the sentence that says why it could not be, empty after a success."
     target = out / "rows" / f"{_name_of(path.relative_to(root).as_posix())}.parquet"
     try:
         run = _decode(path.read_bytes())
-        run.records.sort(key=lambda r: r.index)
-        rows, (prompts, name) = _rows_table(run.records), _prompt_table(run.records)
+        records = sorted(run.records, key=lambda r: r.index)
+        rows = _rows_table(records)
+        texts = [[_text(getattr(r, field)) for r in records] for field in ("prompt", "origin_query")]
+        run.records.clear()
+        del records  # the answers are no longer held
+        prompts, name = _prompt_table(*texts)
     except _BROKEN as error:
         target.unlink(missing_ok=True)  # of an earlier state of the file
         return f"{type(error).__name__}: {error}"
@@ -202,9 +207,11 @@ def _convert_file(path: Path, root: Path, out: Path) -> str:
     about = _about(path, root, run) | dict(rows=len(rows), prompts=name, paid=paid)
     if not (shared := out / "prompts" / f"{name}.parquet").exists(): _write(prompts, shared)
     _write(rows.replace_schema_metadata({"about": json.dumps(about)}), target)
+    del prompts, texts
+    pa.default_memory_pool().release_unused()  # or the next file adds to it
     return ""
 
-# %% ../nbs/10b_release.ipynb #cell-020
+# %% ../nbs/10b_release.ipynb #cell-026
 def _result_files(root: Path) -> tuple[Path, list[Path]]:
     "The folder that holds the datasets' folders, and its JSON files."
     base = next((root / sub for sub in ("results/bench", "bench") if (root / sub).is_dir()), root)
@@ -238,7 +245,7 @@ def _survey(base: Path, files: list[Path], known: dict) -> list[dict]:
     gone = set(known) - {row["path"] for row in rows}  # the JSON may be deleted once it is converted
     return rows + [known[place] | dict(status="converted", note="JSON is gone") for place in sorted(gone)]
 
-
+# %% ../nbs/10b_release.ipynb #cell-028
 def _only_newest(rows: list[dict]):
     "Mark all but the newest run of each (dataset, split, model) as older."
     newest = {}
@@ -250,7 +257,7 @@ def _only_newest(rows: list[dict]):
             older["status"] = "older run"
             newest[key] = row if older is last else last
 
-# %% ../nbs/10b_release.ipynb #cell-021
+# %% ../nbs/10b_release.ipynb #cell-030
 MANIFEST = "files.csv"  # what `convert_release` made of each file; the last thing that it writes
 _COLUMNS = ["path", "bytes", "mtime_ns", "stamp", "dataset", "split", "model", "rows", "paid", "counts", "prompts",
             "status", "note", "split_named", "split_folder", "synthetic"]
@@ -275,7 +282,7 @@ def _convert_missing(rows: list[dict], base: Path, out: Path, workers: int, prog
             todo[path] |= dict(status="unreadable", note=error) if error else dict(status="converted")
             bar.update(todo[path]["bytes"])
 
-
+# %% ../nbs/10b_release.ipynb #cell-032
 def _raise_unreadable(manifest: pd.DataFrame):
     "One sentence on the files that could not be read, if any."
     bad = manifest[manifest["status"] == "unreadable"]
@@ -285,7 +292,7 @@ def _raise_unreadable(manifest: pd.DataFrame):
         raise ReleaseError(f"{first['path']} is unreadable ({first['note']}){more}; all other files are converted: "
                            f"fetch {'these' if others else 'this one'} again and run this again, or go on without.")
 
-
+# %% ../nbs/10b_release.ipynb #cell-034
 def convert_release(root, out, workers: int = 2, progress: bool = True) -> pd.DataFrame:
     """Convert the result files of the release in `root` to Parquet in `out`; what is converted already is left alone.
 
@@ -306,7 +313,7 @@ def convert_release(root, out, workers: int = 2, progress: bool = True) -> pd.Da
     _raise_unreadable(manifest)
     return manifest
 
-# %% ../nbs/10b_release.ipynb #cell-023
+# %% ../nbs/10b_release.ipynb #cell-036
 QUIRKS = {
     "null score": "score missing", "failed call": "score and tokens missing", "negative tokens": "tokens missing",
     "zero cost of a priced model": "cost missing", "no price": "cost missing", "no cost": "cost missing",
@@ -320,7 +327,7 @@ QUIRKS = {
     "older run": "not read", "demo": "not read", "unreadable": "not read: mend the file and convert again",
 }
 
-# %% ../nbs/10b_release.ipynb #cell-025
+# %% ../nbs/10b_release.ipynb #cell-038
 PRICES = {  # USD per million tokens in and out: the paper's, and an invented one of the service
     "claude-sonnet-4": (3, 15), "gemini-2.5-flash": (.3, 2.5), "gemini-2.5-pro": (1.25, 10), "gpt-5-chat": (1.25, 10),
     "gpt-5": (1.25, 10), "qwen3-235b-a22b-2507": (.09, .6), "qwen3-235b-a22b-thinking-2507": (.3, 2.9),
@@ -356,7 +363,7 @@ def _made_prompts(dataset: str, n: int) -> list[tuple[str, str]]:
     return [(f"Answer the question.\n\n{q}\n\nThink step by step, then write the answer in a box.\nAnswer:", q)
             for q in queries]
 
-# %% ../nbs/10b_release.ipynb #cell-028
+# %% ../nbs/10b_release.ipynb #cell-041
 @dataclass
 class _Made:
     "One (dataset, split) as it is written: arrays (n, M) of what is logged, and of what is true."
@@ -396,7 +403,7 @@ def _draw(dataset, split, models, n, seed) -> _Made:
     return _Made(dataset, split, models, prompts, logged, truth, np.full(shape, "", object), np.ones(shape, bool),
                  np.ones(len(models), int), rng.integers(0, len(PERF_COST.models), n), [])
 
-
+# %% ../nbs/10b_release.ipynb #cell-043
 def _fail(part, rows, m, words, scored):
     "Calls that failed: no tokens, no cost, and upstream's words in place of an answer."
     part.failed[rows, m] = words
@@ -406,7 +413,7 @@ def _fail(part, rows, m, words, scored):
     part.note(m, "failed call", len(rows))
     if np.isnan(scored): part.note(m, "null score", len(rows))
 
-
+# %% ../nbs/10b_release.ipynb #cell-045
 def _spoil(part: _Made, seed: int):
     "Give each model its quirk, and count it."
     rng = np.random.default_rng([seed, 7, stable_hash(part.dataset, part.split) % 2**32])
@@ -432,7 +439,7 @@ def _spoil(part: _Made, seed: int):
         if kind == 4: part.note(m, "index from 0", n)
         if kind == 6: part.note(m, "index moved", n - 1)
 
-# %% ../nbs/10b_release.ipynb #cell-030
+# %% ../nbs/10b_release.ipynb #cell-047
 def _record(part: _Made, i: int, m: int, text: int) -> dict:
     "Record i of model m, in the order of upstream's keys; its answer has about `text` characters."
     prompt, query = part.prompts[i]
@@ -464,7 +471,7 @@ def _save_result(root: Path, result: dict, stamp: str, split_folder=True) -> Pat
     path.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=2))
     return path
 
-# %% ../nbs/10b_release.ipynb #cell-033
+# %% ../nbs/10b_release.ipynb #cell-050
 SUBSETS = {("simpleqa", "subset_500"): 500, ("hle", "subset_500"): 500}  # splits that lie inside `test`
 
 
@@ -499,7 +506,7 @@ def _write_part(root: Path, part: _Made, seed: int, text: int, quirks: bool) -> 
             counts.append(3)
     return counts
 
-# %% ../nbs/10b_release.ipynb #cell-035
+# %% ../nbs/10b_release.ipynb #cell-052
 def _true_matrix(setting: Setting, parts: dict) -> OutcomeMatrix:
     "What `load_release` must make of the parts of `setting`; a model without a file is missing."
     items, tables = [], {f: [] for f in VALUES}
@@ -514,7 +521,7 @@ def _true_matrix(setting: Setting, parts: dict) -> OutcomeMatrix:
     return OutcomeMatrix(setting.name, pd.DataFrame(items, columns=["item_id", "dataset", "repeat", "prompt"]),
                          setting.models, **{f: np.concatenate(t) for f, t in tables.items()}, evidence="simulated")
 
-
+# %% ../nbs/10b_release.ipynb #cell-054
 def _true_choices(parts: dict) -> pd.DataFrame:
     "What `openrouter_choices` must return."
     rows = []
@@ -539,7 +546,7 @@ def _true_issues(parts: dict) -> pd.DataFrame:
                  for key, whole in inside.items()]
     return pd.DataFrame(rows, columns=["dataset", "split", "model", "kind", "count"])
 
-
+# %% ../nbs/10b_release.ipynb #cell-056
 def write_synthetic_release(folder, rows: int = 391_000, seed: int = 0, text: int = 1000, quirks: bool = True) -> Truth:
     """A made-up release under `folder`/results/bench, the same for the same arguments, and what it must be read as.
 
@@ -562,7 +569,7 @@ def write_synthetic_release(folder, rows: int = 391_000, seed: int = 0, text: in
     choices = _true_choices(parts) if quirks else pd.DataFrame()
     return Truth(matrices, _true_issues(parts), choices, sum(counts), len(counts))
 
-# %% ../nbs/10b_release.ipynb #cell-041
+# %% ../nbs/10b_release.ipynb #cell-062
 def _texts(out: Path, names: Iterable[str]) -> tuple[np.ndarray, dict]:
     "All distinct texts, and per prompt file the number of each record's prompt and question in them, -1 for none."
     tables = {n: pq.read_table(out / "prompts" / f"{n}.parquet").to_pydict() for n in dict.fromkeys(names)}
@@ -577,14 +584,14 @@ def _texts(out: Path, names: Iterable[str]) -> tuple[np.ndarray, dict]:
     pieces = np.split(codes, cuts)
     return texts, {n: (pieces[2 * i], pieces[2 * i + 1]) for i, n in enumerate(tables)}
 
-
+# %% ../nbs/10b_release.ipynb #cell-064
 def _step(number, query, reference: pd.Series) -> int:
     "By how much to move `number` so that most questions agree with `reference` (question by number)."
     if not len(number) or np.array_equal(number, reference.index) and np.array_equal(query, reference): return 0
     agree = {s: (reference.reindex(number + s).to_numpy() == query).mean() for s in (0, 1, -1)}
     return max(agree, key=agree.get)
 
-
+# %% ../nbs/10b_release.ipynb #cell-066
 def _read_rows(out: Path, files: pd.DataFrame) -> pd.DataFrame:
     "Records of `files`, one file after the other, as logged."
     tables = [pq.ParquetFile(out / "rows" / f"{_name_of(path)}.parquet").read() for path in files["path"]]
@@ -609,7 +616,7 @@ def _part(out: Path, files: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
     rows = rows.assign(prompt=prompt, query=query, **{k: np.repeat(v, sizes) for k, v in per_file.items()})
     return rows.assign(number=number + rows["step"]), texts
 
-# %% ../nbs/10b_release.ipynb #cell-044
+# %% ../nbs/10b_release.ipynb #cell-069
 def _clean(rows: pd.DataFrame) -> pd.DataFrame:
     "Score, cost and tokens of records with NaN for what is not known."
     read, written = rows["input_tokens"], rows["output_tokens"]
@@ -617,7 +624,7 @@ def _clean(rows: pd.DataFrame) -> pd.DataFrame:
     written = written.where((written > 0) | ((written == 0) & (read > 0)))  # an answer may be empty
     return rows.assign(score=score, cost_usd=cost, input_tokens=read.where(read > 0), output_tokens=written)
 
-
+# %% ../nbs/10b_release.ipynb #cell-071
 def _refuse(rows: pd.DataFrame, name: str):
     "Raise `OutcomeError` where two readings of the records are possible."
     _first(rows, rows.duplicated(["model", "number"], keep="first"), name,
@@ -631,7 +638,7 @@ def _refuse(rows: pd.DataFrame, name: str):
     _first(rows, (rows["score"] < 0) | (rows["score"] > 1), name,
            "model {model} has the score {score} on item {number}; a score is 0 to 1")
 
-# %% ../nbs/10b_release.ipynb #cell-047
+# %% ../nbs/10b_release.ipynb #cell-074
 def release_files(out, status: str = "converted") -> pd.DataFrame:
     "The manifest's rows of one status. Raises `ReleaseError` where nothing was converted yet."
     if not (path := Path(out) / MANIFEST).exists():
@@ -656,7 +663,7 @@ def _files_of(files: pd.DataFrame, setting: Setting, dataset: str) -> pd.DataFra
     if not mine["rows"].sum(): raise ReleaseError(f"{dataset}/{split} has no records; fetch its files again.")
     return mine
 
-
+# %% ../nbs/10b_release.ipynb #cell-076
 def _block(out, files, setting, dataset, models, as_upstream) -> tuple[pd.DataFrame, dict]:
     "(items, tables of values (n, M)) of one dataset."
     rows, texts = _part(Path(out), _files_of(files, setting, dataset))
@@ -673,7 +680,7 @@ def _block(out, files, setting, dataset, models, as_upstream) -> tuple[pd.DataFr
     items = dict(item_id=[f"{dataset}/{split}/{i}" for i in numbers], dataset=dataset, repeat=0, prompt=prompt)
     return pd.DataFrame(items), tables
 
-
+# %% ../nbs/10b_release.ipynb #cell-078
 def load_release(out, setting: Setting = PERF_COST, datasets: Iterable[str] = None, models: Iterable[str] = None,
                  as_upstream: bool = False) -> OutcomeMatrix:
     """Outcomes of a converted release: the datasets and models of `setting`, or some of them.
@@ -693,7 +700,7 @@ def load_release(out, setting: Setting = PERF_COST, datasets: Iterable[str] = No
     evidence = "simulated" if files["synthetic"].any() else "logged"
     return OutcomeMatrix(setting.name, items, tuple(models), **tables, evidence=evidence)
 
-# %% ../nbs/10b_release.ipynb #cell-052
+# %% ../nbs/10b_release.ipynb #cell-083
 def _record_quirks(rows: pd.DataFrame, priced: set) -> dict:
     "Kind -> which records have it, bool (n,)."
     free, paid = rows["cost_usd"] == 0, rows["model"].isin(priced)
@@ -709,7 +716,7 @@ def _record_quirks(rows: pd.DataFrame, priced: set) -> dict:
             "record twice": rows.duplicated(["model", "number"]),
             "score outside 0 to 1": (rows["score"] < 0) | (rows["score"] > 1)}
 
-
+# %% ../nbs/10b_release.ipynb #cell-085
 def _part_quirks(out, files, priced, wanted) -> tuple[list, set]:
     "(model, kind, count, of) rows of one (dataset, split), and its questions; `wanted` models should be there."
     rows, texts = _part(Path(out), files)
@@ -735,7 +742,7 @@ def _file_quirks(out) -> list[tuple]:
         rows += [(f.dataset, f.split, f.model, status, 1, 1) for f in release_files(out, status).itertuples()]
     return rows + [("", "", f.path, "unreadable", 1, 1) for f in release_files(out, "unreadable").itertuples()]
 
-
+# %% ../nbs/10b_release.ipynb #cell-087
 def quality(out, settings: Iterable[Setting] = (PERFORMANCE, PERF_COST)) -> pd.DataFrame:
     """What is odd about a converted release: dataset, split, model, kind (of `QUIRKS`), count, of, read_as.
 
@@ -756,7 +763,7 @@ def quality(out, settings: Iterable[Setting] = (PERFORMANCE, PERF_COST)) -> pd.D
     table = table.groupby(["dataset", "split", "model", "kind"], as_index=False).sum()  # several older runs: one row
     return table.assign(read_as=table["kind"].map(QUIRKS))
 
-# %% ../nbs/10b_release.ipynb #cell-056
+# %% ../nbs/10b_release.ipynb #cell-091
 def openrouter_choices(out, setting: Setting = PERF_COST, datasets: Iterable[str] = None, model: str = "openrouter"):
     """Frame of the records of the routing service `model`: item_id and dataset as in `load_release`, chosen (missing
     where not logged), score, cost_usd. Raises `ReleaseError` where the release has no record of it."""
