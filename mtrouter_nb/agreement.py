@@ -22,13 +22,18 @@ from .single_turn import Choices, Queries, _mean, prices_of
 _DRESSING = re.compile(r"\\(?:left|right|text|mathrm|mbox|displaystyle|,|!|;| )|[\s$%{}\"'\\]")
 
 
+def _written(value) -> str:
+    "A Python value as text; the members of a set in a fixed order, which Python itself does not keep."
+    return "{" + ", ".join(sorted(map(repr, value))) + "}" if isinstance(value, set) else str(value)
+
+
 def plain(answer: str) -> str | None:
     "An answer without dressing: a number as a number, a Python value as Python writes it, else its bare characters."
     answer = answer.strip().strip("$").rstrip(".")
     for text in (answer, answer.rstrip("},` ")):  # an unquoted JSON value carries its object's closing brace
         try: return repr(float(re.sub(r"[,$%\s]", "", text)))
         except ValueError: pass
-        try: return str(ast.literal_eval(text))
+        try: return _written(ast.literal_eval(text))
         except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError): pass
     if "\\" in answer: answer = _DRESSING.sub("", answer.replace("dfrac", "frac").replace("tfrac", "frac"))
     return answer or None
