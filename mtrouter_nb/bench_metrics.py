@@ -6,8 +6,8 @@
 __all__ = ['GROUPS', 'CONFIG', 'RANDOM', 'BEST', 'BEST_TEST', 'ORACLE', 'PER_DATASET', 'PER_DATASET_TEST', 'CHOSEN', 'PEAK',
            'KEYS', 'Scores', 'stack', 'dataset_table', 'best_single', 'best_per_dataset', 'bounds', 'avg_acc',
            'sample_avg', 'total_cost', 'gain_at_random', 'gain_at_best', 'gap_at_oracle', 'ratio_of_averages',
-           'lead_over_best', 'config_table', 'pareto_frontier', 'Anchors', 'pareto_dist', 'hypervolume', 'over_seeds',
-           'bench_table', 'perfcost']
+           'lead_over_best', 'config_table', 'pareto_frontier', 'Anchors', 'pareto_dist', 'hypervolume', 'perf_gain',
+           'cost_save', 'over_seeds', 'bench_table', 'perfcost']
 
 # %% ../nbs/12a_bench_metrics.ipynb #cell-002
 import warnings
@@ -121,7 +121,7 @@ def _measured(scores: Scores, draws=None) -> _Grid:
 
 
 def dataset_table(scores: Scores) -> pd.DataFrame:
-    "One row per (configuration, dataset): n items, accuracy, cost_usd (of all n), no_score and no_cost (missing cells)."
+    "One row per (configuration, dataset): n items, accuracy, cost_usd (of all n), missing cells no_score, no_cost."
     grid, parts = _measured(scores), _rows_of(scores.items)
     def missing(values): return np.stack([np.isnan(values[:, rows]).sum(1) for rows in parts.values()], -1).ravel()
     k, d = grid.accuracy.shape[1:]
@@ -339,11 +339,12 @@ class Anchors:
         return _anchored(points.loc[points["group"] != "bound", ["Cost", "AvgAcc"]].to_numpy(float))
 
     def axes(self, points, scale="linear") -> np.ndarray:
-        "`points` (n, 2) of (cost, accuracy) with the ends at 0 and 1; scale: of cost, \"linear\" or \"log\"."
+        "`points` (..., 2) of (cost, accuracy) with the ends at 0 and 1; scale: of cost, \"linear\" or \"log\"."
         scaled = {"linear": np.asarray, "log": np.log}[scale]
-        (low, high), (cost, accuracy) = scaled([self.cost_min, self.cost_max]), np.asarray(points, float).T
+        low, high = scaled([self.cost_min, self.cost_max])
         height = (self.accuracy_max - self.accuracy_min) or 1
-        return np.column_stack([(scaled(cost) - low) / ((high - low) or 1), (accuracy - self.accuracy_min) / height])
+        return np.stack([(scaled(points[..., 0]) - low) / ((high - low) or 1),
+                         (points[..., 1] - self.accuracy_min) / height], axis=-1)
 
 
 def _anchored(points) -> Anchors:
@@ -366,20 +367,25 @@ _BOXES = {"points": lambda front: np.stack([front, front], axis=-1), "steps": _s
 _NORMS = {"L1": lambda apart: apart.sum(-1), "L2": lambda apart: np.hypot(apart[..., 0], apart[..., 1])}
 
 
-def _distances(points, anchors: Anchors, norm="L1", scale="linear", to="points") -> np.ndarray:
-    "Distance (n,) of `points` (n, 2) to the anchors' frontier, 0 for those that it does not dominate."
-    own, front = (anchors.axes(p, scale)[:, None] for p in (points, anchors.frontier))
-    boxes = _BOXES[to](front[:, 0])
-    distance = _NORMS[norm](np.maximum(boxes[..., 0] - own, own - boxes[..., 1]).clip(0)).min(1)
-    other = np.swapaxes(front, 0, 1)
-    dominates = (other[..., 0] <= own[..., 0]) & (other[..., 1] >= own[..., 1]) & (other != own).any(-1)
-    return np.where(np.isnan(distance) | dominates.any(1), distance, 0)
+def _dominated(own, other) -> np.ndarray:
+    "Whether each of `other` (..., f, 2) dominates each of `own` (..., n, 2): bool (..., n, f)."
+    own, other = own[..., :, None, :], other[..., None, :, :]
+    return (other[..., 0] <= own[..., 0]) & (other[..., 1] >= own[..., 1]) & (
+        (other[..., 0] != own[..., 0]) | (other[..., 1] != own[..., 1]))
 
 
-def _volume(points, anchors: Anchors, scale="linear") -> float:
-    "Share of the anchors' rectangle that `points` (n, 2) dominate; above 1 where they go beyond it."
-    if np.isnan(points).any(): return np.nan
-    return float(moocore.hypervolume(anchors.axes(points, scale), ref=[1, 0], maximise=[False, True]))
+def _distances(own, front, norm="L1", to="points") -> np.ndarray:
+    "Distance (..., n) of `own` (..., n, 2) to `front` (..., f, 2), 0 where it does not dominate; NaN rows are none."
+    boxes, at = _BOXES[to](front)[..., None, :, :, :], own[..., :, None, :]
+    apart = np.maximum(boxes[..., 0] - at, at - boxes[..., 1]).clip(0)
+    distance = np.where(np.isnan(apart).any(-1), np.inf, _NORMS[norm](apart)).min(-1)
+    nearest = np.where(_dominated(own, front).any(-1), distance, 0)
+    return np.where(np.isnan(own).any(-1), np.nan, nearest)
+
+def _volume(own) -> float:
+    "Share of the square with corners 0 and 1 that `own` (n, 2) dominate; above 1 where they go beyond it."
+    if np.isnan(own).any(): return np.nan
+    return float(moocore.hypervolume(own, ref=[1, 0], maximise=[False, True]))
 
 
 def _by_method(points, value) -> pd.DataFrame:
@@ -395,13 +401,14 @@ def pareto_dist(points: pd.DataFrame, anchors: Anchors = None, norm="L1", scale=
     "log". to: the frontier's "points", or the "steps" through them.
     """
     anchors = anchors or Anchors.of(points)
-    return _by_method(points, lambda part: _distances(part, anchors, norm, scale, to).mean())
+    front = anchors.axes(anchors.frontier, scale)
+    return _by_method(points, lambda part: _distances(anchors.axes(part, scale), front, norm, to).mean())
 
 
 def hypervolume(points: pd.DataFrame, anchors: Anchors = None, scale="linear") -> pd.DataFrame:
     "Hypervolume per method, from the corner (dearest, least accurate) of `anchors`, those of `points` when None."
     anchors = anchors or Anchors.of(points)
-    return _by_method(points, lambda part: _volume(part, anchors, scale))
+    return _by_method(points, lambda part: _volume(anchors.axes(part, scale)))
 
 # %% ../nbs/12a_bench_metrics.ipynb #cell-027
 CHOSEN, PEAK = "validation", "test (paper's way)"
@@ -427,6 +434,26 @@ def _saving(accuracy, cost, best) -> tuple:
     return 1 - _ratio(np.where(np.isfinite(least), least, np.nan), best[1]), enough.any(1).astype(float)
 
 
+def _against_best(points, value, reference) -> pd.DataFrame:
+    "`value`(accuracy (1, s), cost (1, s), best) per method of `points`."
+    rows = points[points["method"] == reference]
+    if rows.empty: raise ValueError(f"no row {reference!r} to compare with; stack `bounds` onto the scores.")
+    best = rows["AvgAcc"].to_numpy(float)[:1], rows["Cost"].to_numpy(float)[:1]
+    parts = points.groupby(["method", "group"], sort=False)
+    rows = [(*key, value(*part[["AvgAcc", "Cost"]].to_numpy(float).T[:, None], best)[0]) for key, part in parts]
+    return pd.DataFrame(rows, columns=["method", "group", "value"])
+
+
+def perf_gain(points: pd.DataFrame, reference: str = BEST) -> pd.DataFrame:
+    "PerfGain per method at the best of its settings in `points` (of `config_table`), the paper's way."
+    return _against_best(points, lambda accuracy, cost, best: _gain(accuracy, best), reference)
+
+
+def cost_save(points: pd.DataFrame, reference: str = BEST) -> pd.DataFrame:
+    "CostSave per method at the cheapest of its settings that reaches `reference`, the paper's way; missing without."
+    return _against_best(points, lambda accuracy, cost, best: _saving(accuracy, cost, best)[0], reference)
+
+# %% ../nbs/12a_bench_metrics.ipynb #cell-030
 def _picks(validation: _Grid, reference: str) -> dict:
     "(method, metric) -> setting that validation chooses, as a list: empty where none qualifies."
     b, accuracy, cost = _need(validation, reference), validation.accuracy[0].mean(-1), validation.cost[0].sum(-1)
@@ -438,7 +465,6 @@ def _picks(validation: _Grid, reference: str) -> dict:
         picks[method, "CostSave"] = [] if cheap is None else [settings[enough[cheap]]]
     return picks
 
-# %% ../nbs/12a_bench_metrics.ipynb #cell-029
 def _of_settings(configs, mine, settings) -> np.ndarray:
     "Those of the rows `mine` whose setting is among `settings`; NaN is the setting of a method without one."
     return mine[np.isin(configs["setting"].to_numpy()[mine], settings) |
@@ -475,7 +501,7 @@ def _judged(grid, accuracy, cost, best, use, way, reference):
         spent = cost[:, cheap[0]] if len(cheap) else np.full(len(cost), np.nan)
         yield "Saving", 1 - _ratio(spent, best[1]), said(cheap)
 
-# %% ../nbs/12a_bench_metrics.ipynb #cell-031
+# %% ../nbs/12a_bench_metrics.ipynb #cell-032
 def _draws(runs: Sequence[Scores], resamples: int, seed: int) -> dict:
     """Dataset -> (item ids, how often each is drawn (1 + resamples, ids)), once for all `runs`; the first row is ones.
 
@@ -484,7 +510,8 @@ def _draws(runs: Sequence[Scores], resamples: int, seed: int) -> dict:
     items, draws = pd.concat([run.items[["dataset", "item_id"]] for run in runs]).drop_duplicates(), {}
     for dataset, ids in items.groupby("dataset", sort=False)["item_id"]:
         rng, n = np.random.default_rng([seed, stable_hash(0, dataset)]), len(ids)
-        counts = rng.multinomial(n, np.full(n, 1 / n), size=resamples)
+        drawn = rng.integers(n, size=(resamples, n)) + n * np.arange(resamples)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=n * resamples).reshape(resamples, n)
         draws[dataset] = pd.Index(sorted(ids)), np.vstack([np.ones((1, n)), counts]).astype("i2")
     return draws
 
@@ -498,24 +525,37 @@ def _config_rows(grid: _Grid) -> list:
     return rows
 
 
+def _moving_distances(points) -> np.ndarray:
+    "Distances (R, k) of `points` (R, k, 2), each resample with its own normalisation and frontier."
+    low, high = (_quiet(f, points, axis=1, keepdims=True) for f in (np.nanmin, np.nanmax))
+    points, chunk = (points - low) / np.where(high > low, high - low, 1), max(1, 2_000_000 // points.shape[1] ** 2)
+    def one(part):
+        front = np.where(_dominated(part, part).any(-1)[..., None], np.nan, part)
+        return _distances(part, front[:, ~np.isnan(front).all((0, 2))])
+    return np.concatenate([one(points[i:i + chunk]) for i in range(0, len(points), chunk)])
+
+
 def _pareto_rows(grid: _Grid, anchors: Anchors = None) -> list:
-    "ParetoDist, and against `anchors` (the single models' when None and there are any) ParetoDistFixed and Hypervolume."
-    points = np.stack([grid.cost.sum(-1), grid.accuracy.mean(-1)], -1)[:, (grid.configs["group"] != "bound").to_numpy()]
-    configs = grid.configs[grid.configs["group"] != "bound"].reset_index(drop=True)
-    models = points[0][configs["group"] == "model"]
+    "ParetoDist; against `anchors` (of the single models when None, if there are any) ParetoDistFixed and Hypervolume."
+    kept = (grid.configs["group"] != "bound").to_numpy()
+    configs, points = grid.configs[kept], np.stack([grid.cost.sum(-1), grid.accuracy.mean(-1)], -1)[:, kept]
     if np.isnan(points[0]).any(1).all(): return []
-    if anchors is None and len(models) and not np.isnan(models).any(1).all(): anchors = _anchored(models)
-    found = {"ParetoDist": np.array([_distances(p, _anchored(p)) for p in points])}
-    if anchors: found["ParetoDistFixed"] = np.array([_distances(p, anchors) for p in points])
+    models = points[0][(configs["group"] == "model").to_numpy()]
+    if anchors is None and not np.isnan(models).any(1).all(): anchors = _anchored(models)
+    found = {"ParetoDist": _moving_distances(points)}
+    if anchors:
+        own = anchors.axes(points)
+        found["ParetoDistFixed"] = _distances(own, np.broadcast_to(anchors.axes(anchors.frontier),
+                                                                   (len(own), *anchors.frontier.shape)))
     rows = []
     for (method, group), mine in configs.groupby(["method", "group"], sort=False).indices.items():
         by_metric = {metric: values[:, mine].mean(1) for metric, values in found.items()}
-        if anchors: by_metric["Hypervolume"] = np.array([_volume(p[mine], anchors) for p in points])
+        if anchors: by_metric["Hypervolume"] = np.array([_volume(part) for part in own[:, mine]])
         rows += [(dict(method=method, group=group, chosen="", metric=metric, note=""), values)
                  for metric, values in by_metric.items()]
     return rows
 
-# %% ../nbs/12a_bench_metrics.ipynb #cell-032
+# %% ../nbs/12a_bench_metrics.ipynb #cell-033
 KEYS = ["method", "setting", "group", "metric", "chosen"]
 
 
@@ -532,7 +572,8 @@ def _summary(rows: list) -> pd.DataFrame:
     low = high = np.full(len(value), np.nan)
     if mean.shape[1] > 1:
         value[share] = mean[share, 1:].mean(1)
-        low, high = np.where(np.isnan(value) | share, np.nan, _quiet(np.nanpercentile, mean[:, 1:], q=[2.5, 97.5], axis=1))
+        ends = _quiet(np.nanpercentile, mean[:, 1:], q=[2.5, 97.5], axis=1)
+        low, high = np.where(np.isnan(value) | share, np.nan, ends)
     notes = groups["note"].agg(lambda notes: "; ".join(dict.fromkeys(filter(None, notes)))).to_numpy()
     return keys.assign(value=value, low=low, high=high, seeds=known[:, 0].astype(int), note=notes)
 
@@ -543,7 +584,7 @@ def _grids(runs, validations, resamples, seed):
     for run, held in zip(runs, validations or [None] * len(runs)):
         yield _measured(run, draws), held and _measured(held)
 
-# %% ../nbs/12a_bench_metrics.ipynb #cell-033
+# %% ../nbs/12a_bench_metrics.ipynb #cell-034
 def over_seeds(runs: Sequence[Scores], validations: Sequence[Scores] = None, reference: str = BEST,
                anchors: Anchors = None, resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
     """Every metric of every configuration and method, averaged over `runs`, one per seed of the split.

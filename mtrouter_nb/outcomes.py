@@ -137,7 +137,8 @@ def from_frame(frame: pd.DataFrame, name: str, items: pd.DataFrame = None, model
     """
     frame = _checked(frame, name)
     names = sorted(frame["model"].unique()) if models is None else list(models)
-    if absent := [m for m in names if m not in set(frame["model"])]:
+    present = set(frame["model"])
+    if absent := [m for m in names if m not in present]:
         raise OutcomeError(f"{name}: no row of model {absent[0]!r}; leave it out, or add its outcomes.")
     frame = frame[frame["model"].isin(names)]
     rows = _items(frame, name)

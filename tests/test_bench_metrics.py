@@ -1,0 +1,494 @@
+"""Every metric against plain loops over rows, on small random outcomes with missing cells and half points."""
+import itertools
+import math
+
+import moocore
+import numpy as np
+import pandas as pd
+import pytest
+
+from mtrouter_nb import bench_metrics as bm
+from mtrouter_nb.bench_metrics import Anchors, Scores
+from mtrouter_nb.outcomes import OutcomeMatrix
+
+DATASETS = ("a", "b", "c")
+
+
+def matrix(seed, n=24, models=4, missing=.12):
+    "Random outcomes: scores 0, .5, 1 with holes, and costs with holes of their own."
+    rng = np.random.default_rng(seed)
+    ids = [f"i{j:02d}" for j in range(n)]
+    items = pd.DataFrame(dict(item_id=ids, dataset=np.resize(list("abac"), n), prompt="p", repeat=0))
+    score, cost = rng.choice([0., .5, 1.], (n, models)), rng.integers(1, 9, (n, models)) / 8
+    for table in (score, cost): table[rng.random((n, models)) < missing] = np.nan
+    none = np.full((n, models), np.nan)
+    return OutcomeMatrix("toy", items, tuple(f"m{j}" for j in range(models)), score, cost, none, none, none)
+
+
+def routed(test, seed, settings=3):
+    "A router of `settings` configurations that picks columns at random."
+    pick = np.random.default_rng(seed).integers(0, len(test.models), (settings, len(test)))
+    rows = np.arange(len(test))
+    return Scores.of("R", np.arange(settings) / 10, test.score[rows, pick], test.cost[rows, pick], test.items, 0)
+
+
+def everything(seed, **args):
+    "(train, test, scores of models, bounds and a router on test)."
+    train, test = matrix(seed, **args), matrix(seed + 100, **args)
+    return train, test, bm.stack(Scores.of_models(test, 0), bm.bounds(train, test, 0), routed(test, seed))
+
+
+# loops over rows ------------------------------------------------------------------------------------------------------
+def known(values): return [v for v in values if not math.isnan(v)]
+def mean(values): return sum(values) / len(values) if len(values) else math.nan
+
+
+def loop_accuracy(score, dataset):
+    return {d: mean(known([s for s, e in zip(score, dataset) if e == d])) for d in DATASETS}
+
+
+def loop_cost(cost, dataset):
+    "Dollars of all rows, a missing one at the mean of its dataset."
+    total = 0
+    for d in DATASETS:
+        mine = [c for c, e in zip(cost, dataset) if e == d]
+        total += mean(known(mine)) * len(mine)
+    return total
+
+
+def loop_gain(accuracy, reference):
+    "Mean of ratios, and datasets left out where the reference is 0."
+    ratios = [accuracy[d] / reference[d] - 1 for d in DATASETS if reference[d] != 0]
+    return mean(ratios)
+
+
+def accuracies(scores):
+    "(method, setting) -> {dataset: accuracy} by loops."
+    dataset = scores.items["dataset"].tolist()
+    return {(c.method, c.setting if c.setting == c.setting else None): loop_accuracy(scores.score[i].tolist(), dataset)
+            for i, c in enumerate(scores.configs.itertuples())}
+
+
+def costs(scores):
+    return [loop_cost(row.tolist(), scores.items["dataset"].tolist()) for row in scores.cost]
+
+
+def loop_dominated(point, others):
+    return any(c <= point[0] and a >= point[1] and (c < point[0] or a > point[1]) for c, a in others)
+
+
+# bounds ---------------------------------------------------------------------------------------------------------------
+def loop_best(matrix):
+    "Model with the best mean of dataset accuracies; the cheaper of equals."
+    dataset = matrix.items["dataset"].tolist()
+    keys = []
+    for j in range(len(matrix.models)):
+        accuracy = loop_accuracy(matrix.score[:, j].tolist(), dataset)
+        keys.append((-round(mean(list(accuracy.values())), 9), loop_cost(matrix.cost[:, j].tolist(), dataset), j))
+    return min(keys)[-1]
+
+
+def loop_experts(matrix):
+    dataset, best = matrix.items["dataset"].tolist(), {}
+    for d in DATASETS:
+        keys = []
+        for j in range(len(matrix.models)):
+            rows = [i for i, e in enumerate(dataset) if e == d]
+            accuracy = mean(known(matrix.score[rows, j].tolist()))
+            cost = mean(known(matrix.cost[rows, j].tolist()))
+            if not math.isnan(accuracy): keys.append((-round(accuracy, 9), cost if cost == cost else math.inf, j))
+        best[d] = min(keys)[-1]
+    return best
+
+
+def loop_bounds(train, test):
+    "Bound -> (scores, costs) by loops over items."
+    single, single_test = loop_best(train), loop_best(test)
+    expert, expert_test = loop_experts(train), loop_experts(test)
+    rows = {name: ([], []) for name in ("random", "oracle", "single", "single_test", "expert", "expert_test")}
+    for i, d in enumerate(test.items["dataset"]):
+        score, cost = test.score[i].tolist(), test.cost[i].tolist()
+        ran = [j for j, s in enumerate(score) if not math.isnan(s)]
+        best = max((score[j] for j in ran), default=math.nan)
+        solvers = [j for j in ran if score[j] == best]
+        if best == 0: solvers = ran
+        found = dict(random=(mean([score[j] for j in ran]), mean([cost[j] for j in ran])),
+                     oracle=(best, min(known([cost[j] for j in solvers]), default=math.nan)))
+        fixed = dict(single=single, single_test=single_test, expert=expert[d], expert_test=expert_test[d])
+        for name, j in fixed.items(): found[name] = score[j], cost[j]
+        for name, pair in found.items():
+            for values, value in zip(rows[name], pair): values.append(value)
+    return rows
+
+
+NAMES = dict(random=bm.RANDOM, oracle=bm.ORACLE, single=bm.BEST, single_test=bm.BEST_TEST, expert=bm.PER_DATASET,
+             expert_test=bm.PER_DATASET_TEST)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_bounds(seed):
+    train, test, _ = everything(seed)
+    found = bm.bounds(train, test, 0)
+    for name, (score, cost) in loop_bounds(train, test).items():
+        row = found.configs["method"].tolist().index(NAMES[name])
+        np.testing.assert_allclose(found.score[row], score, err_msg=name)
+        np.testing.assert_allclose(found.cost[row], cost, err_msg=name)
+    assert set(found.configs.loc[found.configs["group"] == "yardstick", "method"]) == {bm.RANDOM, bm.BEST}
+
+
+def test_training_outcomes_alone_choose():
+    train, test, _ = everything(0)
+    rng = np.random.default_rng(1)
+    other = OutcomeMatrix("toy", test.items, test.models, rng.permuted(test.score, axis=1), *[test.cost] * 4)
+    for name in (bm.BEST, bm.PER_DATASET):
+        rows = [bm.bounds(train, t, 0) for t in (test, other)]
+        at = rows[0].configs["method"].tolist().index(name)
+        np.testing.assert_array_equal(rows[0].cost[at], rows[1].cost[at])
+
+
+def test_bounds_that_cannot_be():
+    train, test, _ = everything(0)
+    with pytest.raises(ValueError, match="different models"): bm.bounds(train.select(["m0"]), test, 0)
+    hole = train.score.copy()
+    hole[train.dataset == 1] = np.nan
+    with pytest.raises(ValueError, match="no model has a score on each of a, b, c"):
+        bm.bounds(OutcomeMatrix("toy", train.items, train.models, hole, *[train.cost] * 4), test, 0)
+    unseen = bm.bounds(train.select(datasets=["a", "b"]), test, 0)
+    single, expert = (unseen.configs["method"].tolist().index(m) for m in (bm.BEST, bm.PER_DATASET))
+    new = (test.items["dataset"] == "c").to_numpy()
+    np.testing.assert_array_equal(unseen.score[single, new], unseen.score[expert, new])
+
+
+# metrics of a configuration -------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("seed", range(6))
+def test_config_metrics(seed):
+    _, _, scores = everything(seed)
+    cells, accuracy, dollars = bm.dataset_table(scores), accuracies(scores), costs(scores)
+    sizes = scores.items["dataset"].value_counts()
+    random, best, oracle = (accuracy[m, None] for m in (bm.RANDOM, bm.BEST, bm.ORACLE))
+    expert = accuracy[bm.PER_DATASET_TEST, None]
+    average = {key: mean(list(a.values())) for key, a in accuracy.items()}
+    expected = {
+        "AvgAcc": average,
+        "SampleAvg": {k: sum(a[d] * sizes[d] for d in DATASETS) / sizes.sum() for k, a in accuracy.items()},
+        "Cost": dict(zip(accuracy, dollars)),
+        "GainAtRandom": {k: loop_gain(a, random) for k, a in accuracy.items()},
+        "GainAtBest": {k: loop_gain(a, best) for k, a in accuracy.items()},
+        "GapAtOracle": {k: -loop_gain(a, oracle) for k, a in accuracy.items()},
+        "LeadOverBest": {k: average[k] - average[bm.BEST, None] for k in accuracy},
+        "ImpRandom": {k: average[k] / average[bm.RANDOM, None] - 1 for k in accuracy},
+        "ImpMax": {k: average[k] / mean(list(expert.values())) - 1 for k in accuracy},
+        "OracleGap": {k: 1 - average[k] / average[bm.ORACLE, None] for k in accuracy}}
+    table = bm.config_table(cells.sample(frac=1, random_state=seed))
+    keys = [(m, s if s == s else None) for m, s in zip(table["method"], table["setting"])]
+    for metric, values in expected.items():
+        np.testing.assert_allclose(table[metric], [values[k] for k in keys], err_msg=metric, rtol=1e-9, atol=1e-12)
+    functions = dict(AvgAcc=bm.avg_acc, SampleAvg=bm.sample_avg, Cost=bm.total_cost, GainAtRandom=bm.gain_at_random,
+                     GainAtBest=bm.gain_at_best, GapAtOracle=bm.gap_at_oracle, LeadOverBest=bm.lead_over_best)
+    for metric, function in functions.items():
+        np.testing.assert_allclose(function(cells)["value"], list(expected[metric].values()), atol=1e-12)
+    np.testing.assert_allclose(bm.ratio_of_averages(cells, "OracleGap")["value"], list(expected["OracleGap"].values()))
+
+
+def test_missing_cells_are_counted():
+    _, test, scores = everything(2)
+    cells = bm.dataset_table(Scores.of_models(test, 0))
+    assert cells["no_score"].sum() == np.isnan(test.score).sum() and cells["no_cost"].sum() == np.isnan(test.cost).sum()
+    assert bm.config_table(cells)["no_cost"].sum() == np.isnan(test.cost).sum()
+    assert (cells.groupby(["method"])["n"].sum() == len(test)).all()
+
+
+def test_a_dataset_without_scores_is_missing_with_a_note():
+    train, test, scores = everything(0)
+    score = scores.score.copy()
+    score[0, scores.items["dataset"] == "b"] = np.nan
+    table = bm.config_table(bm.dataset_table(Scores(scores.configs, scores.items, score, scores.cost, 0)))
+    assert table.loc[0, ["AvgAcc", "SampleAvg", "GainAtBest", "GapAtOracle"]].isna().all()
+    assert "no score on b" in table["note"][0] and table["Cost"].notna().all() and table.loc[1:, "AvgAcc"].notna().all()
+
+
+@pytest.mark.parametrize("reference,metric", [(bm.RANDOM, "GainAtRandom"), (bm.BEST, "GainAtBest"),
+                                              (bm.ORACLE, "GapAtOracle")])
+def test_zero_denominators(reference, metric):
+    _, _, scores = everything(3)
+    cells = bm.dataset_table(scores)
+    zero = (cells["method"] == reference) & (cells["dataset"] == "c")
+    table = bm.config_table(cells.assign(accuracy=cells["accuracy"].mask(zero, 0.)))
+    rest = bm.config_table(cells[cells["dataset"] != "c"])
+    np.testing.assert_allclose(table[metric], rest[metric])
+    assert table["note"].str.contains(f"without c, where {reference} scores 0", regex=False).all()
+    nothing = bm.config_table(cells.assign(accuracy=cells["accuracy"].mask(cells["method"] == reference, 0.)))
+    assert nothing[metric].isna().all(), "no ratio at all: missing, and not inf"
+
+
+def test_no_metric_is_ever_infinite():
+    items = pd.DataFrame(dict(item_id=list("uvwxyz"), dataset=list("aabbcc"), prompt="p", repeat=0))
+    zero, none = np.zeros((6, 2)), np.full((6, 2), np.nan)
+    flat = OutcomeMatrix("flat", items, ("m0", "m1"), zero, zero, none, none, none)
+    table = bm.bench_table(bm.stack(Scores.of_models(flat, 0), bm.bounds(flat, flat, 0)), resamples=20)
+    assert not np.isinf(table[["value", "low", "high"]].to_numpy()).any()
+    assert table.loc[table["metric"].isin(["GainAtRandom", "GapAtOracle", "PerfGain", "CostSave"]), "value"].isna().all()
+
+
+# accuracy against cost ------------------------------------------------------------------------------------------------
+def random_points(seed, n=12):
+    rng = np.random.default_rng(seed)
+    return pd.DataFrame(dict(method=[f"r{i // 3}" for i in range(n)], setting=[float(i % 3) for i in range(n)],
+                             group=["model"] * 3 + ["router"] * (n - 6) + ["bound"] * 3,
+                             AvgAcc=rng.integers(1, 9, n) / 10, Cost=rng.integers(1, 9, n) / 4))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_pareto_frontier(seed):
+    points = random_points(seed)
+    pool = points[points["group"] != "bound"][["Cost", "AvgAcc"]].to_numpy().tolist()
+    expected = [g != "bound" and not loop_dominated(p, pool)
+                for g, p in zip(points["group"], points[["Cost", "AvgAcc"]].to_numpy().tolist())]
+    assert bm.pareto_frontier(points)["on_frontier"].tolist() == expected
+
+
+def loop_distance(points, front, ends, norm, scale):
+    "Mean over `points` of the distance to the nearest of `front`, both (cost, accuracy); 0 where nothing dominates."
+    f = math.log if scale == "log" else float
+    def normal(p):
+        return ((f(p[0]) - f(ends[0])) / (f(ends[1]) - f(ends[0])), (p[1] - ends[2]) / (ends[3] - ends[2]))
+    total = 0
+    for point in points:
+        if not loop_dominated(point, front): continue
+        x, y = normal(point)
+        apart = [(abs(x - u), abs(y - v)) for u, v in map(normal, front)]
+        total += min(sum(a) if norm == "L1" else math.hypot(*a) for a in apart)
+    return total / len(points)
+
+
+@pytest.mark.parametrize("seed,norm,scale", [*itertools.product(range(3), ("L1", "L2"), ("linear", "log"))])
+def test_pareto_dist(seed, norm, scale):
+    points = random_points(seed)
+    pool = points[points["group"] != "bound"]
+    xy = pool[["Cost", "AvgAcc"]].to_numpy().tolist()
+    models = [p for p, g in zip(xy, pool["group"]) if g == "model"]
+    for anchors, among in ((None, xy), (Anchors.of(points[points["group"] == "model"]), models)):
+        front = [p for p in among if not loop_dominated(p, among)]
+        c, a = zip(*among)
+        ends = min(c), max(c), min(a), max(a)
+        if ends[0] == ends[1] or ends[2] == ends[3]: continue
+        expected = [loop_distance(part[["Cost", "AvgAcc"]].to_numpy().tolist(), front, ends, norm, scale)
+                    for _, part in pool.groupby("method", sort=False)]
+        np.testing.assert_allclose(bm.pareto_dist(points, anchors, norm, scale)["value"], expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("norm", ["L1", "L2"])
+def test_distance_to_the_steps_is_that_to_many_points_on_them(norm):
+    points = random_points(4)
+    anchors = Anchors.of(points)
+    front = anchors.axes(anchors.frontier)
+    ends = [*front[1:, 0], 3.]  # the last step goes on to the right
+    def line(x, u, y, v): return np.column_stack([np.linspace(x, u, 4001), np.linspace(y, v, 4001)])
+    dense = [line(x, u, y, y) for (x, y), u in zip(front, ends)]
+    dense += [line(u, u, y, v) for y, (u, v) in zip(front[:, 1], front[1:])]
+    own = anchors.axes(points.loc[points["group"] != "bound", ["Cost", "AvgAcc"]].to_numpy())
+    apart = np.abs(own[:, None] - np.vstack(dense)[None])
+    expected = (apart.sum(-1) if norm == "L1" else np.hypot(*np.moveaxis(apart, -1, 0))).min(1)
+    found = bm.pareto_dist(points.assign(method=points.index.astype(str)), norm=norm, to="steps")["value"]
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+def test_fixed_anchors_do_not_move_with_the_roster():
+    points = random_points(1)
+    models = Anchors.of(points[points["group"] == "model"])
+    fewer = points[points["method"] != "r2"]
+    for function in (bm.pareto_dist, bm.hypervolume):
+        one, other = (function(p, models).set_index("method")["value"] for p in (points, fewer))
+        assert one.drop("r2").equals(other)
+    assert not bm.pareto_dist(points).set_index("method")["value"].drop("r2").equals(
+        bm.pareto_dist(fewer).set_index("method")["value"])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_hypervolume(seed):
+    "moocore against counting the cells of the grid that the points' own coordinates make."
+    rng = np.random.default_rng(seed)
+    own = rng.random((7, 2)) * 1.3 - .1
+    x, y = (np.unique(np.r_[own[:, i], 0 if i else 1]) for i in (0, 1))
+    area = 0
+    for (x0, x1), (y0, y1) in itertools.product(zip(x, x[1:]), zip(y, y[1:])):
+        inside = any(c <= x0 and a >= y1 for c, a in own.tolist()) and x1 <= 1 and y0 >= 0
+        area += (x1 - x0) * (y1 - y0) * inside
+    assert moocore.hypervolume(own, ref=[1, 0], maximise=[False, True]) == pytest.approx(area)
+    points = pd.DataFrame(dict(method="r", group="router", Cost=own[:, 0], AvgAcc=own[:, 1]))
+    unit = Anchors(0, 1, 0, 1, np.array([[0., 1.]]))
+    assert bm.hypervolume(points, unit)["value"][0] == pytest.approx(area)
+
+
+# PerfGain and CostSave ------------------------------------------------------------------------------------------------
+def loop_peak(averages, dollars): return min(range(len(averages)), key=lambda i: (-round(averages[i], 12), dollars[i]))
+
+
+def loop_cheapest(averages, dollars, best):
+    able = [i for i in range(len(averages)) if averages[i] >= best - 1e-12]
+    return min(able, key=lambda i: (dollars[i], -averages[i]), default=None)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_perfcost(seed):
+    train, test, scores = everything(seed)
+    held_out = matrix(seed + 200)
+    held = bm.stack(Scores.of_models(held_out, 0), bm.bounds(train, held_out, 0), routed(held_out, seed))
+    found = bm.perfcost(held, scores, resamples=50).set_index(["method", "metric", "chosen"])["value"]
+    parts = {}
+    for name, run in (("held", held), ("test", scores)):
+        average, dollars = [mean(list(a.values())) for a in accuracies(run).values()], costs(run)
+        parts[name] = average, dollars, run.configs["method"].tolist().index(bm.BEST)
+    for method in scores.configs["method"].unique():
+        mine = np.flatnonzero(scores.configs["method"] == method)
+        (va, vc, vb), (ta, tc, tb) = parts["held"], parts["test"]
+        on_test = loop_cheapest([ta[i] for i in mine], [tc[i] for i in mine], ta[tb])
+        assert found[method, "PerfGain", bm.PEAK] == pytest.approx(max(ta[i] for i in mine) / ta[tb] - 1)
+        expected = math.nan if on_test is None else 1 - tc[mine[on_test]] / tc[tb]
+        assert found[method, "CostSave", bm.PEAK] == pytest.approx(expected, nan_ok=True)
+        peak = mine[loop_peak([va[i] for i in mine], [vc[i] for i in mine])]
+        assert found[method, "PerfGain", bm.CHOSEN] == pytest.approx(ta[peak] / ta[tb] - 1)
+        cheap = loop_cheapest([va[i] for i in mine], [vc[i] for i in mine], va[vb])
+        saving = math.nan if cheap is None else 1 - tc[mine[cheap]] / tc[tb]
+        able = cheap is not None and ta[mine[cheap]] >= ta[tb] - 1e-12
+        assert found[method, "Saving", bm.CHOSEN] == pytest.approx(saving, nan_ok=True)
+        assert found[method, "CostSave", bm.CHOSEN] == pytest.approx(saving if able else math.nan, nan_ok=True)
+
+
+def test_shuffled_test_scores_change_no_choice():
+    train, test, scores = everything(1)
+    held_out = matrix(201)
+    held = bm.stack(Scores.of_models(held_out, 0), bm.bounds(train, held_out, 0), routed(held_out, 1))
+    mixed = np.random.default_rng(0).permuted(scores.score, axis=1)
+    shuffled = Scores(scores.configs, scores.items, mixed, scores.cost, 0)
+    tables = [bm.perfcost(held, s, resamples=0) for s in (scores, shuffled)]
+    notes = [t.query("metric in ['PerfGain', 'Saving'] and chosen == @bm.CHOSEN")["note"] for t in tables]
+    assert notes[0].tolist() == notes[1].tolist() and "setting" in notes[0].str.cat()
+
+
+def test_a_reference_is_needed():
+    _, test, _ = everything(0)
+    models = Scores.of_models(test, 0)
+    with pytest.raises(ValueError, match="stack `bounds`"): bm.bench_table(models)
+    with pytest.raises(ValueError, match="stack `bounds`"): bm.gain_at_random(bm.dataset_table(models))
+
+
+# intervals ------------------------------------------------------------------------------------------------------------
+def resampled(scores, draws, r):
+    "The scores of resample r, its rows repeated as often as they were drawn."
+    pairs = zip(scores.items["dataset"], scores.items["item_id"])
+    rows = np.repeat(np.arange(len(scores.items)), [draws[d][1][r, draws[d][0].get_loc(i)] for d, i in pairs])
+    return Scores(scores.configs, scores.items.iloc[rows].reset_index(drop=True), scores.score[:, rows],
+                  scores.cost[:, rows], scores.seed)
+
+
+def values_of(scores, resamples=0, **args):
+    keys = ["method", "setting", "metric", "chosen"]
+    table = bm.bench_table(scores, resamples=resamples, **args)
+    return table[table["metric"] != "CostSaveQualifies"].set_index(keys)
+
+
+def test_intervals_are_percentiles_of_tables_of_repeated_rows():
+    _, _, scores = everything(5, n=60, missing=.05)
+    anchors = Anchors.of(bm.config_table(bm.dataset_table(Scores(
+        scores.configs.iloc[:4], scores.items, scores.score[:4], scores.cost[:4], 0))))
+    resamples, draws = 40, bm._draws([scores], 40, 7)
+    again = pd.concat([values_of(resampled(scores, draws, r + 1), anchors=anchors)["value"] for r in range(resamples)],
+                      axis=1)
+    table = values_of(scores, resamples, anchors=anchors, seed=7)
+    low, high = np.nanpercentile(again.reindex(table.index).to_numpy(), [2.5, 97.5], axis=1)
+    defined = table["value"].notna().to_numpy()
+    np.testing.assert_allclose(table["low"][defined], low[defined], rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(table["high"][defined], high[defined], rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(table["value"], values_of(scores, anchors=anchors)["value"])
+
+
+def test_qualifying_share():
+    _, _, scores = everything(5, n=60, missing=.05)
+    draws, share, names = bm._draws([scores], 50, 0), [], scores.configs["method"].tolist()
+    for r in range(50):
+        average = [mean(list(a.values())) for a in accuracies(resampled(scores, draws, r + 1)).values()]
+        best = average[names.index(bm.BEST)]
+        share.append(any(average[i] >= best - 1e-12 for i, m in enumerate(names) if m == "R"))
+    table = bm.bench_table(scores, resamples=50)
+    assert table.query("metric == 'CostSaveQualifies' and method == 'R'")["value"].item() == pytest.approx(mean(share))
+
+
+def test_table_values_are_those_of_the_public_functions():
+    _, _, scores = everything(4)
+    points = bm.config_table(bm.dataset_table(scores))
+    table = bm.bench_table(scores, resamples=0)
+    models = Anchors.of(points[points["group"] == "model"])
+    for metric in ("AvgAcc", "Cost", "GainAtBest", "OracleGap"):
+        np.testing.assert_allclose(table.query("metric == @metric")["value"], points[metric])
+    found = dict(ParetoDist=bm.pareto_dist(points), ParetoDistFixed=bm.pareto_dist(points, models),
+                 Hypervolume=bm.hypervolume(points, models))
+    for metric, expected in found.items():
+        rows = table[table["metric"] == metric]
+        assert rows["method"].tolist() == expected["method"].tolist()
+        np.testing.assert_allclose(rows["value"], expected["value"])
+    for metric, expected in dict(PerfGain=bm.perf_gain(points), CostSave=bm.cost_save(points)).items():
+        rows = table[table["metric"] == metric]
+        assert rows["method"].tolist() == expected["method"].tolist()
+        np.testing.assert_allclose(rows["value"], expected["value"])
+
+
+def overlapping(n_seeds=3):
+    "Runs of several seeds, each tested on two thirds of the same items."
+    whole, rng, runs = matrix(9, n=60, missing=0), np.random.default_rng(0), []
+    for seed in range(n_seeds):
+        rows = np.sort(rng.permutation(60)[:40])
+        test = whole.take(rows)
+        run = bm.stack(Scores.of_models(test, seed), bm.bounds(whole, test, seed))
+        runs.append(run)
+    return runs
+
+
+def test_seeds_share_their_draws():
+    runs = overlapping()
+    table, draws = bm.over_seeds(runs, resamples=60, seed=3), bm._draws(runs, 60, 3)
+    row = table[(table["method"] == "m1") & (table["metric"] == "AvgAcc")].iloc[0]
+    def average(r): return mean([mean(list(accuracies(resampled(run, draws, r))["m1", None].values())) for run in runs])
+    assert row["value"] == pytest.approx(average(0)) and row["seeds"] == 3
+    low, high = np.percentile([average(r) for r in range(1, 61)], [2.5, 97.5])
+    assert (row["low"], row["high"]) == pytest.approx((low, high))
+
+
+# invariances ----------------------------------------------------------------------------------------------------------
+def test_order_of_items_and_configurations_does_not_matter():
+    _, _, scores = everything(6)
+    rng = np.random.default_rng(0)
+    rows, columns = rng.permutation(len(scores.configs)), rng.permutation(len(scores.items))
+    moved = Scores(scores.configs.iloc[rows].reset_index(drop=True), scores.items.iloc[columns].reset_index(drop=True),
+                   scores.score[np.ix_(rows, columns)], scores.cost[np.ix_(rows, columns)], 0)
+    one, other = (values_of(s, 30)[["value", "low", "high"]] for s in (scores, moved))
+    pd.testing.assert_frame_equal(one.sort_index(), other.sort_index(), check_exact=False, rtol=1e-9, atol=1e-12)
+
+
+def test_another_dataset_moves_no_draw():
+    runs = overlapping(1)
+    fewer = (runs[0].items["dataset"] != "c").to_numpy()
+    part = Scores(runs[0].configs, runs[0].items[fewer].reset_index(drop=True), runs[0].score[:, fewer],
+                  runs[0].cost[:, fewer], 0)
+    whole, less = bm._draws(runs, 5, 0), bm._draws([part], 5, 0)
+    for d in ("a", "b"): np.testing.assert_array_equal(whole[d][1], less[d][1])
+
+
+def test_repeats_of_an_item_are_drawn_together():
+    items = pd.DataFrame(dict(item_id=["q1", "q1", "q2", "q2"], dataset="a", repeat=[0, 1, 0, 1]))
+    score = np.array([[1., 1, 0, 0]])
+    run = Scores.of("m", [np.nan], score, score, items, 0, "model")
+    grid = bm._measured(run, bm._draws([run], 200, 0))
+    assert set(np.unique(grid.accuracy[1:])) == {0, .5, 1}, "two items, so three means"
+    assert abs((grid.accuracy[1:] == .5).mean() - .5) < .1
+
+
+def test_scores_that_do_not_fit():
+    _, test, scores = everything(0)
+    with pytest.raises(ValueError, match="stands there twice"): bm.stack(scores, scores)
+    with pytest.raises(ValueError, match="not on the same items"):
+        bm.stack(scores, routed(test.take(np.arange(5)), 0))
+    with pytest.raises(ValueError, match="one row per configuration"):
+        Scores(scores.configs, scores.items, scores.score[1:], scores.cost, 0)
+    with pytest.raises(ValueError, match="none of router"): Scores(scores.configs.assign(group="?"), scores.items,
+                                                                   scores.score, scores.cost, 0)
