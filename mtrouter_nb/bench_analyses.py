@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BOUNDS', 'CURATIONS', 'STATISTICS', 'item_weights', 'interval', 'mean_over', 'mean_of_datasets', 'top_models',
-           'unique_solves', 'short_name', 'solved_again', 'dataset_gain', 'dataset_means', 'Routed', 'parts_of',
-           'yardsticks', 'routed_of', 'count_bins', 'by_bin', 'recall_at', 'subset_means', 'pool_scores',
+           'unique_solves', 'short_name', 'solved_again', 'dataset_gain', 'dataset_means', 'Routed', 'rows_of',
+           'parts_of', 'yardsticks', 'routed_of', 'count_bins', 'by_bin', 'recall_at', 'subset_means', 'pool_scores',
            'accuracy_order', 'greedy_order', 'Estimates', 'estimates_of', 'PoolCurve', 'pool_curves', 'pool_needed',
            'timed', 'latency_table', 'pick_within', 'clusters_of', 'latency_limits', 'latency_curves']
 
@@ -137,13 +137,15 @@ class Routed:
         return Routed(self.rows, {**self.score, **other.score}, {**self.ranking, **other.ranking})
 
 
-def parts_of(matrix: OutcomeMatrix, seeds: Sequence[int] = SEEDS, validation: float = 0.2) -> list:
-    "(fit, validation, test) rows per seed: a fifth of the training prompts is kept from the fit."
-    def one(seed):
-        train, test = split(matrix, seed)
-        fit, held = split(matrix.take(train), seed + 1, 1 - validation)
-        return train[fit], train[held], test
-    return [one(seed) for seed in seeds]
+def rows_of(matrix: OutcomeMatrix, seed: int):
+    train, test = split(matrix, seed)
+    fit, held = split(matrix.take(train), seed + 1, .8)
+    return train, train[fit], train[held], test
+
+
+def parts_of(matrix: OutcomeMatrix, seeds: Sequence[int] = SEEDS) -> list:
+    "(training, fit, validation, test) rows per seed; fit and validation make up training."
+    return [rows_of(matrix, seed) for seed in seeds]
 
 
 BOUNDS = ("Best single", "Best per dataset", "Random", "Oracle")
@@ -153,33 +155,26 @@ def yardsticks(matrix: OutcomeMatrix, parts: list) -> Routed:
     """`BOUNDS` on the test rows of `parts`: the model and the models per dataset that are best on the other rows, the
     mean over models, and the best score there is. The first two have rankings."""
     score, ranking = {name: [] for name in BOUNDS}, {name: [] for name in BOUNDS[:2]}
-    for fit, held, test in parts:
-        by_dataset, values = dataset_means(matrix, np.r_[fit, held]), matrix.score[test]
+    for train, _, _, test in parts:
+        by_dataset, values = dataset_means(matrix, train), matrix.score[test]
         ranks = np.tile(by_dataset.mean(0), (len(test), 1)), by_dataset[matrix.dataset[test]]
         for name, rank in zip(BOUNDS, ranks):
             ranking[name].append(rank)
             score[name].append(values[np.arange(len(test)), _safe(rank).argmax(1)])
         score["Random"].append(np.nanmean(values, 1))
         score["Oracle"].append(np.nanmax(values, 1))
-    return Routed(np.concatenate([test for _, _, test in parts]),
+    return Routed(np.concatenate([test for *_, test in parts]),
                   *({name: np.concatenate(v) for name, v in table.items()} for table in (score, ranking)))
 
 
 def routed_of(bench) -> Routed:
-    "Routers of a `Bench`, each at the setting of the best AvgAcc on its validation rows; of equal ones, the last."
-    parts, score, ranking = [bench.rows(seed) for seed in bench.seeds], {}, {}
+    "Every router of a `Bench`, each at the setting that validation rows found most accurate."
+    chosen, score, ranking = [bench.chosen(seed) for seed in bench.seeds], {}, {}
     for name in bench.routers:
-        fits = [bench.fits[name, seed] for seed in bench.seeds]
-        score[name] = np.concatenate([fit.score[_best_setting(bench.matrix, held, fit.held_score)].astype(float)
-                                      for fit, (_, held, _) in zip(fits, parts)])
-        if all(len(fit.ranking) for fit in fits):
-            ranking[name] = np.concatenate([fit.ranking for fit in fits]).astype(float)
-    return Routed(np.concatenate([test for _, _, test in parts]), score, ranking)
-
-
-def _best_setting(matrix, held, score) -> int:
-    average = _safe(mean_of_datasets(score.T.astype(float), np.ones((1, len(held))), matrix.dataset[held])[0])
-    return len(average) - 1 - int(average[::-1].argmax())
+        score[name] = np.concatenate([scores.score[scores.configs["method"] == name][0] for scores in chosen])
+        ranks = [bench.fits[name, seed].ranking for seed in bench.seeds]
+        if all(map(len, ranks)): ranking[name] = np.concatenate(ranks).astype(float)
+    return Routed(np.concatenate([test for *_, test in parts_of(bench.matrix, bench.seeds)]), score, ranking)
 
 # %% ../nbs/13c_bench_analyses.ipynb #cell-017
 def count_bins(n_models: int) -> dict:
@@ -289,7 +284,7 @@ class Estimates:
 def estimates_of(matrix: OutcomeMatrix, queries, make: Callable, seeds: Sequence[int] = SEEDS) -> Estimates:
     "Fit `make(seed)` on each seed's fit rows and keep its rankings; equal models in the order of their training means."
     held, test = [], []
-    for seed, (fit, *rest) in zip(seeds, parts_of(matrix, seeds)):
+    for seed, (_, fit, *rest) in zip(seeds, parts_of(matrix, seeds)):
         router = make(seed).fit(matrix.take(fit), queries.take(fit))
         accuracy = dataset_means(matrix, fit).mean(0)
         for rows, kept in zip(rest, (held, test)):
@@ -319,7 +314,7 @@ def pool_curves(matrix: OutcomeMatrix, weights: np.ndarray, estimates: Mapping[s
     parts, curves = parts_of(matrix, seeds), []
     for who in ("oracle", "best single", *estimates):
         found = [_pool_values(matrix, *part, who, estimates.get(who), i, subsets) for i, part in enumerate(parts)]
-        rows = np.concatenate([part[2] for part in parts])
+        rows = np.concatenate([test for *_, test in parts])
         for i, curation in enumerate(CURATIONS):
             values = np.concatenate([f[0][i] for f in found])
             spread = np.percentile(np.mean([f[1] for f in found], 0), [2.5, 97.5], axis=0) if i == 0 else None
@@ -328,9 +323,9 @@ def pool_curves(matrix: OutcomeMatrix, weights: np.ndarray, estimates: Mapping[s
     return curves
 
 
-def _pool_values(matrix, fit, held, test, who, estimates, i, subsets):
+def _pool_values(matrix, train, _, held, test, who, estimates, i, subsets):
     "Scores (n, M) on test rows per curation, and AvgAcc (subsets, M) of random pools, of one seed."
-    train, m = np.r_[fit, held], len(matrix.models)
+    m = len(matrix.models)
     accuracy = dataset_means(matrix, train).mean(0)
     learn, here, there = {  # rows to choose a pool on, estimates on them, estimates on test rows
         "oracle": (train, matrix.score[train], matrix.score[test]),
@@ -410,8 +405,7 @@ def clusters_of(matrix: OutcomeMatrix, embeddings: np.ndarray, parts: list, seed
                 prompts: int = 20, most: int = 25) -> list:
     "Per seed a cluster number for every row: K-means on the training prompts, one cluster for every `prompts` of them."
     unit, labels = normalize(embeddings), []
-    for seed, (fit, held, _) in zip(seeds, parts):
-        train = np.r_[fit, held]
+    for seed, (train, *_) in zip(seeds, parts):
         size = matrix.items["item_id"].iloc[train].nunique()
         labels.append(_kmeans(unit[train], int(np.clip(size // prompts, 1, most)), seed).predict(unit))
     return labels
@@ -456,8 +450,7 @@ def latency_curves(matrix: OutcomeMatrix, weights: np.ndarray, groups: Mapping[s
 
 def _under_limits(matrix, part, label, limits, statistic):
     "Score and seconds (n, L) on the test rows of a seed; a score is NaN where its group has no model."
-    fit, held, test = part
-    train = np.r_[fit, held]
+    train, *_, test = part
     weight = 1 / np.bincount(matrix.dataset[train])[matrix.dataset[train]]
     picks = pick_within(matrix.score[train], matrix.latency[train], weight, label[train], limits, statistic,
                         label.max() + 1)
