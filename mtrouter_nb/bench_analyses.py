@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BOUNDS', 'CURATIONS', 'STATISTICS', 'item_weights', 'interval', 'mean_over', 'mean_of_datasets', 'top_models',
-           'unique_solves', 'short_name', 'solved_again', 'dataset_gain', 'dataset_means', 'Routed', 'rows_of',
-           'parts_of', 'yardsticks', 'routed_of', 'count_bins', 'by_bin', 'recall_at', 'subset_means', 'pool_scores',
+           'unique_solves', 'short_name', 'solved_again', 'dataset_gain', 'dataset_means', 'Routed', 'parts_of',
+           'yardsticks', 'routed_of', 'count_bins', 'by_bin', 'recall_at', 'subset_means', 'pool_scores',
            'accuracy_order', 'greedy_order', 'Estimates', 'estimates_of', 'PoolCurve', 'pool_curves', 'pool_needed',
            'timed', 'latency_table', 'pick_within', 'clusters_of', 'latency_limits', 'latency_curves']
 
@@ -20,6 +20,7 @@ from scipy.special import gammaln
 from sklearn.preprocessing import normalize
 
 from .baselines import _kmeans
+from .bench import rows_of
 from .bench_metrics import _draws
 from .metrics import pareto_optimal
 from .outcomes import SEEDS, OutcomeMatrix, split
@@ -135,12 +136,6 @@ class Routed:
     def __or__(self, other: "Routed") -> "Routed":
         if not np.array_equal(self.rows, other.rows): raise ValueError("The routers were not tested on the same rows.")
         return Routed(self.rows, {**self.score, **other.score}, {**self.ranking, **other.ranking})
-
-
-def rows_of(matrix: OutcomeMatrix, seed: int):
-    train, test = split(matrix, seed)
-    fit, held = split(matrix.take(train), seed + 1, .8)
-    return train, train[fit], train[held], test
 
 
 def parts_of(matrix: OutcomeMatrix, seeds: Sequence[int] = SEEDS) -> list:

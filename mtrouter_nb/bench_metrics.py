@@ -388,6 +388,14 @@ def _volume(own) -> float:
     return float(moocore.hypervolume(own, ref=[1, 0], maximise=[False, True]))
 
 
+def _volumes(own) -> np.ndarray:
+    "`_volume` of every resample of `own` (R, n, 2) in one sweep from the cheapest point to the dearest: (R,)."
+    order = own[..., 0].argsort(-1)
+    cost, accuracy = (np.take_along_axis(own[..., i], order, -1) for i in (0, 1))
+    width = np.diff(cost.clip(max=1), append=1, axis=-1)
+    return (np.maximum.accumulate(accuracy.clip(min=0), axis=-1) * width).sum(-1)
+
+
 def _by_method(points, value) -> pd.DataFrame:
     parts = points[points["group"] != "bound"].groupby(["method", "group"], sort=False)
     rows = [(*key, value(part[["Cost", "AvgAcc"]].to_numpy(float))) for key, part in parts]
@@ -460,7 +468,9 @@ def _picks(validation: _Grid, reference: str) -> dict:
     settings, picks = validation.configs["setting"].to_numpy(), {}
     for method, mine in validation.configs.groupby("method", sort=False).indices.items():
         enough = mine[accuracy[mine] >= accuracy[b] - _TOLERANCE]
-        peak, cheap = _first_best(accuracy[mine], cost[mine]), _first_best(-cost[enough], -accuracy[enough])
+        peak = _first_best(accuracy[mine], cost[mine])
+        price = np.where(np.isnan(cost[enough]), np.inf, cost[enough])  # unknown: only where no known one qualifies
+        cheap = _first_best(-price, -accuracy[enough])
         picks[method, "PerfGain"] = [] if peak is None else [settings[mine[peak]]]
         picks[method, "CostSave"] = [] if cheap is None else [settings[enough[cheap]]]
     return picks
@@ -493,7 +503,8 @@ def _judged(grid, accuracy, cost, best, use, way, reference):
         one = way == CHOSEN and len(rows) and not np.isnan(setting := grid.configs["setting"].iloc[rows[0]])
         return f"setting {setting:g}" if one else ""
     saving, enough = _saving(accuracy[:, cheap], cost[:, cheap], best)
-    short = "" if enough[0] else f"{reference} is not reached on {'test' if len(cheap) else 'validation'}"
+    short = f"{reference} is not reached on {'test' if len(cheap) else 'validation'}"
+    if enough[0]: short = "a cost is unknown or 0" if np.isnan(saving[0]) else ""
     yield "PerfGain", _gain(accuracy[:, peak], best), said(peak)
     yield "CostSave", saving, "; ".join(filter(None, [said(cheap), short]))
     yield "CostSaveQualifies", enough, said(cheap)
@@ -550,7 +561,7 @@ def _pareto_rows(grid: _Grid, anchors: Anchors = None) -> list:
     rows = []
     for (method, group), mine in configs.groupby(["method", "group"], sort=False).indices.items():
         by_metric = {metric: values[:, mine].mean(1) for metric, values in found.items()}
-        if anchors: by_metric["Hypervolume"] = np.array([_volume(part) for part in own[:, mine]])
+        if anchors: by_metric["Hypervolume"] = _volumes(own[:, mine])
         rows += [(dict(method=method, group=group, chosen="", metric=metric, note=""), values)
                  for metric, values in by_metric.items()]
     return rows

@@ -261,24 +261,44 @@ def run_jobs(jobs, workers: int = 2, force: bool = False) -> list[str]:
     return failed
 
 # %% ../nbs/15_reproduce.ipynb #cell-035
-def _find_logs():
-    "Folder of MINT's tables of all models, or None."
-    from mtrouter_nb.sources import find_mint, mint_models
-    return find_mint(mint_models())
+_LOGS = {"mint": "MINT's logs", "outcomes": "the outcomes of ZeroEval, BFCL and MCPMark"}
 
 
-def _fetch_logs() -> str:
-    "Download and convert MINT's logs; returns the reason why not, empty after a success."
+def _kind(path) -> str:
+    "Which of `_LOGS` the notebook at `path` reads, unless it reads none."
+    return "outcomes" if path.parent.name == "llmrouterbench" else "mint"
+
+
+def _find_logs(kind: str) -> list:
+    "Folders that hold all tables of `kind`; empty where one is missing."
+    if kind == "mint":
+        from mtrouter_nb.sources import find_mint, mint_models
+        folders = [find_mint(mint_models())]
+    else:
+        from mtrouter_nb.benchmarks import OUTCOME_URLS, find_outcomes
+        folders = [find_outcomes(name) for name in OUTCOME_URLS]
+    return folders if all(folders) else []
+
+
+def _fetch_logs(kind: str) -> str:
+    "Download and convert the logs of `kind`; returns the reason why not, empty after a success."
     from mtrouter_nb.sources import DownloadError, load_mint, mint_models
-    try: load_mint(mint_models())
+    try:
+        if kind == "mint": load_mint(mint_models())
+        else:
+            from mtrouter_nb.benchmarks import load_all
+            load_all("mint")
     except DownloadError as error: return str(error)
     return ""
 
 
-def _download_size() -> float:
-    "Megabytes that a download of MINT's logs takes."
-    from mtrouter_nb.sources import mint_manifest
-    return mint_manifest().bytes.sum() / 1e6
+def _download_size(kind: str) -> float:
+    "Megabytes that a download of the logs of `kind` takes."
+    if kind == "mint":
+        from mtrouter_nb.sources import mint_manifest
+        return mint_manifest().bytes.sum() / 1e6
+    from mtrouter_nb.benchmarks import OUTCOME_URLS, find_outcomes, outcome_manifest
+    return sum(outcome_manifest(name).bytes.sum() for name in OUTCOME_URLS if not find_outcomes(name)) / 1e6
 
 # %% ../nbs/15_reproduce.ipynb #cell-037
 def _out(profile, evidence, source) -> str:
@@ -286,14 +306,15 @@ def _out(profile, evidence, source) -> str:
     return "figures/demo" if source == "demo" and evidence != "published" else "figures"
 
 
-def plan(notebooks, profile="full", source="mint", logs=None, extra=None) -> list[Job]:
-    """One job per notebook. source: "mint" (tables in folder `logs`) or "demo". extra: further parameters.
+def plan(notebooks, profile="full", source="mint", logs=(), extra=None) -> list[Job]:
+    """One job per notebook. source: "mint" (tables in the folders `logs`) or "demo". extra: further parameters.
 
     Raises `ReproduceError` for a parameter that a notebook does not have.
     """
     data = project_root() / "data"
     published, rest = _hash_files(data / "published"), _hash_files(data)
-    logged = rest | {f"logs/{k}": v for k, v in _hash_files(logs if source == "mint" else None).items()}
+    tables = {f"{folder.name}/{k}": v for folder in logs for k, v in _hash_files(folder).items()}
+    logged = rest | (tables if source == "mint" else {})
     jobs = []
     for path in notebooks:
         evidence = notebook_parameters(path).get("EVIDENCE", "")
@@ -310,18 +331,22 @@ _FIRST_SECONDS = {("full", "published"): 15, ("full", "logged"): 600,
 _DISK_GB = 0.3  # logs, embeddings and executed notebooks; .venv holds 1.8 GB besides
 
 
-def _announcement(jobs, profile, workers, force, need, logs) -> str:
+def _download(needed: dict) -> str:
+    "What will be downloaded; `needed`: kind of logs -> the folders that hold them, empty where there are none."
+    if not needed: return "nothing"
+    missing = [f"{_LOGS[kind]}, {_download_size(kind):.0f} MB" for kind, folders in needed.items() if not folders]
+    return "; ".join(missing) or f"nothing ({' and '.join(_LOGS[kind] for kind in needed)} are here)"
+
+
+def _announcement(jobs, profile, workers, force, needed) -> str:
     "One line: how long, how much disk, what will be downloaded."
     state = _load_state()
     stale = [job for job in jobs if force or not is_fresh(job, state)]
     guesses = [state.get(job.key, {}).get("seconds", _FIRST_SECONDS.get((profile, job.evidence), 60)) for job in stale]
     seconds = max([sum(guesses) / workers, *guesses], default=1)
     length = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
-    if not need: download = "nothing"
-    elif logs: download = "nothing (MINT's logs are here)"
-    else: download = f"MINT's logs, {_download_size():.0f} MB"
     return (f"reproduce: {len(stale)} of {len(jobs)} notebooks, about {length} with {workers} workers; "
-            f"disk: about {_DISK_GB} GB; download: {download}.")
+            f"disk: about {_DISK_GB} GB; download: {_download(needed)}.")
 
 # %% ../nbs/15_reproduce.ipynb #cell-043
 def _options(argv):
@@ -349,25 +374,37 @@ def _left_alone(notebooks, why):
         for figure in _figures("figures", source): print(f"  left as committed  figures/{figure}: {why}")
 
 
+def _fetched(kind, strict) -> tuple:
+    "(folders, why not) after a download of the logs of `kind`. Raises `ReproduceError` where `strict` and in vain."
+    why = _fetch_logs(kind)
+    if why and strict: raise ReproduceError(why)
+    return ([] if why else _find_logs(kind)), why
+
+
 def _reproduce(options) -> int:
     notebooks = paper_notebooks(options.only)
     logged = [p for p in notebooks if notebook_parameters(p).get("EVIDENCE") != "published"]
-    need = bool(logged) and options.source != "demo"
-    logs, why = (_find_logs() if need else None), ""
+    kinds = list(dict.fromkeys(map(_kind, logged))) if options.source != "demo" else []
+    logs, why = {kind: _find_logs(kind) for kind in kinds}, {}
     extra = {k: _literal(v) for k, _, v in (p.partition("=") for p in options.param)}
-    def planned(source): return plan(notebooks, options.profile, source, logs, extra)
-    source = "demo" if options.source == "demo" else "mint"
-    print(_announcement(planned(source), options.profile, options.workers, options.force, need, logs), flush=True)
-    if need and not logs:
-        why = _fetch_logs()
-        logs = None if why else _find_logs()
-        if why and options.source == "mint": raise ReproduceError(why)
-        if why: source = "demo"
-    failed = run_jobs(planned(source), options.workers, options.force)
-    if why:
-        print(f"MINT's logs are not here and could not be fetched, so the demo log stood in for them. {why}")
-        if options.profile == "full": _left_alone(logged, "MINT's logs are not here and could not be fetched.")
-        if options.strict: print("STRICT: missing logs are a failure.", file=sys.stderr)
+
+    def planned():
+        jobs = []
+        for kind in _LOGS:
+            source = "demo" if kind in why or options.source == "demo" else "mint"
+            mine = [p for p in notebooks if _kind(p) == kind]
+            jobs += plan(mine, options.profile, source, logs.get(kind, []), extra)
+        return jobs
+    print(_announcement(planned(), options.profile, options.workers, options.force, logs), flush=True)
+    for kind in [kind for kind in kinds if not logs[kind]]:
+        logs[kind], reason = _fetched(kind, options.source == "mint")
+        if reason: why[kind] = reason
+    failed = run_jobs(planned(), options.workers, options.force)
+    for kind, reason in why.items():
+        lost = f"{_LOGS[kind][0].upper()}{_LOGS[kind][1:]} are not here and could not be fetched"
+        print(f"{lost}, so the demo log stood in for them. {reason}")
+        if options.profile == "full": _left_alone([p for p in logged if _kind(p) == kind], f"{lost}.")
+    if why and options.strict: print("STRICT: missing logs are a failure.", file=sys.stderr)
     if failed: print(f"failed: {', '.join(failed)}; executed copies are in build/failed/.", file=sys.stderr)
     return int(bool(failed) or bool(why and options.strict))
 

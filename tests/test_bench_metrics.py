@@ -227,7 +227,8 @@ def test_no_metric_is_ever_infinite():
     flat = OutcomeMatrix("flat", items, ("m0", "m1"), zero, zero, none, none, none)
     table = bm.bench_table(bm.stack(Scores.of_models(flat, 0), bm.bounds(flat, flat, 0)), resamples=20)
     assert not np.isinf(table[["value", "low", "high"]].to_numpy()).any()
-    assert table.loc[table["metric"].isin(["GainAtRandom", "GapAtOracle", "PerfGain", "CostSave"]), "value"].isna().all()
+    ratios = table["metric"].isin(["GainAtRandom", "GapAtOracle", "PerfGain", "CostSave"])
+    assert ratios.any() and table.loc[ratios, "value"].isna().all()
 
 
 # accuracy against cost ------------------------------------------------------------------------------------------------
@@ -288,7 +289,7 @@ def test_distance_to_the_steps_is_that_to_many_points_on_them(norm):
     dense += [line(u, u, y, v) for y, (u, v) in zip(front[:, 1], front[1:])]
     own = anchors.axes(points.loc[points["group"] != "bound", ["Cost", "AvgAcc"]].to_numpy())
     apart = np.abs(own[:, None] - np.vstack(dense)[None])
-    expected = (apart.sum(-1) if norm == "L1" else np.hypot(*np.moveaxis(apart, -1, 0))).min(1)
+    expected = (apart.sum(-1) if norm == "L1" else (apart ** 2).sum(-1) ** .5).min(1)
     found = bm.pareto_dist(points.assign(method=points.index.astype(str)), norm=norm, to="steps")["value"]
     np.testing.assert_allclose(found, expected, atol=1e-3)
 
@@ -318,6 +319,8 @@ def test_hypervolume(seed):
     points = pd.DataFrame(dict(method="r", group="router", Cost=own[:, 0], AvgAcc=own[:, 1]))
     unit = Anchors(0, 1, 0, 1, np.array([[0., 1.]]))
     assert bm.hypervolume(points, unit)["value"][0] == pytest.approx(area)
+    assert bm._volumes(own[None])[0] == pytest.approx(area)
+    assert np.isnan(bm._volumes(np.where(np.arange(7)[:, None] == 3, np.nan, own)[None])[0])
 
 
 # PerfGain and CostSave ------------------------------------------------------------------------------------------------
@@ -364,6 +367,20 @@ def test_shuffled_test_scores_change_no_choice():
     tables = [bm.perfcost(held, s, resamples=0) for s in (scores, shuffled)]
     notes = [t.query("metric in ['PerfGain', 'Saving'] and chosen == @bm.CHOSEN")["note"] for t in tables]
     assert notes[0].tolist() == notes[1].tolist() and "setting" in notes[0].str.cat()
+
+
+def test_without_costs_the_rest_stands():
+    "No price: accuracies as ever, CostSave missing for that reason and no other, no frontier."
+    _, _, scores = everything(1)
+    free = Scores(scores.configs, scores.items, scores.score, np.full_like(scores.cost, np.nan), 0)
+    table, priced = (bm.bench_table(s, s, resamples=20).set_index(bm.KEYS) for s in (free, scores))
+    for metric in ("AvgAcc", "GapAtOracle", "PerfGain"):
+        one, other = (t.xs(metric, level="metric")["value"] for t in (table, priced))
+        np.testing.assert_allclose(one, other)
+    save = table.xs("CostSave", level="metric")
+    assert save["value"].isna().all() and save["note"].loc[bm.BEST].eq("a cost is unknown or 0").all()
+    assert table.xs("Cost", level="metric")["note"].str.startswith("no cost on a").all()
+    assert not {"ParetoDist", "ParetoDistFixed", "Hypervolume"} & set(table.index.get_level_values("metric"))
 
 
 def test_a_reference_is_needed():

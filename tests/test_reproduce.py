@@ -104,9 +104,9 @@ def test_prose_comments_and_unused_modules_rerun_nothing(one, name, old, new):
     ("requirements.lock", "numpy==2", "numpy==3"),
 ])
 def test_code_modules_inputs_and_lock_rerun(one, name, old, new):
-    before = fingerprints(logs=one / "logs")
+    before = fingerprints(logs=[one / "logs"])
     (one / name).write_text((one / name).read_text().replace(old, new))
-    assert fingerprints(logs=one / "logs") != before
+    assert fingerprints(logs=[one / "logs"]) != before
 
 
 def test_parameters_and_source_rerun(one):
@@ -116,7 +116,7 @@ def test_parameters_and_source_rerun(one):
 
 def test_a_published_notebook_does_not_depend_on_logs(project):
     write(project, "one", "1")
-    assert fingerprints(logs=project / "logs") == fingerprints(source="demo")
+    assert fingerprints(logs=[project / "logs"]) == fingerprints(source="demo")
 
 
 # running
