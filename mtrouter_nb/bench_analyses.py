@@ -437,7 +437,8 @@ def latency_curves(matrix: OutcomeMatrix, weights: np.ndarray, groups: Mapping[s
         found = dict(accuracy=accuracy, gain=accuracy - single, latency=mean_over(seconds, w), over=mean_over(over, w))
         tables += [pd.DataFrame(dict(method=method, statistic=statistic, limit=limits, quantity=quantity,
                                      **interval(sampled))) for quantity, sampled in found.items()]
-        mean = np.full(len(w), np.nan) if np.isnan(found["gain"]).all() else np.nanmean(found["gain"], 1)
+        some = ~np.isnan(found["gain"][0])
+        mean = found["gain"][:, some].mean(1) if some.any() else np.full(len(w), np.nan)
         tables.append(pd.DataFrame([dict(method=method, statistic=statistic, limit=np.nan, quantity="mean gain",
                                          **interval(mean))]))
     return pd.concat(tables, ignore_index=True)
