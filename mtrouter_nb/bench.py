@@ -62,7 +62,7 @@ def queries_of(matrix: OutcomeMatrix, encoder: TextEncoder = None) -> Queries:
     answers = load_answers("zeroeval")
     answers = answers[answers["model"].isin(matrix.models)]
     first = [m for m in ASKED_FIRST if m in matrix.models]
-    return Queries(vectors, matrix.items, answer_embeddings(answers, ids, first, encoder), said_by(answers, ids))
+    return Queries(vectors, matrix.items, answer_embeddings(answers, ids, encoder, first), said_by(answers, ids))
 
 # %% ../nbs/09h_bench.ipynb #cell-006
 VALIDATION = 0.2
@@ -222,8 +222,8 @@ def benches(source: str = "auto", profile: str = "full", progress: bool = True) 
 
 
 def tables(source: str = "auto", profile: str = "full") -> list[OutcomeMatrix]:
-    """What `load_all` gives, BFCL with the 44 of 71 configurations whose cost and latency are known: a choice of one of the
-    others would have no price.
+    """What `load_all` gives, BFCL with the 44 of 71 configurations whose cost and latency are known: a choice of
+    another would have no price.
     """
     return [m.select(measured_models(m, ("cost", "latency"))) if m.name == "bfcl" else m
             for m in load_all(source, profile)]
@@ -256,7 +256,7 @@ def _wordllama(texts):
 ENCODERS = {
     "MiniLM": lambda texts: TextEncoder(MINILM).encode(texts), "wordllama": _wordllama,
     "TF-IDF + SVD": lambda texts: _reduced(_counts(texts)),
-    "random projection": lambda texts: GaussianRandomProjection(384, random_state=0).fit_transform(_counts(texts)),
+    "random projection": lambda texts: _thrown(_counts(texts)),
     "constant": lambda texts: np.ones((len(texts), 1)),
 }
 
@@ -264,6 +264,10 @@ ENCODERS = {
 def _reduced(counts):
     size = min(128, *(s - 1 for s in counts.shape))
     return TruncatedSVD(size, random_state=0).fit_transform(counts)
+
+
+def _thrown(counts):
+    return GaussianRandomProjection(min(384, counts.shape[1]), random_state=0).fit_transform(counts)
 
 
 def encoded(matrix: OutcomeMatrix, encoder: str) -> Queries:

@@ -65,7 +65,7 @@ class Scores:
         items = matrix.items[["item_id", "dataset", "repeat"]].reset_index(drop=True)
         return cls(configs, items, matrix.score.T, matrix.cost.T, seed)
 
-
+# %% ../nbs/12a_bench_metrics.ipynb #cell-008
 def stack(*scores: Scores) -> Scores:
     "All configurations of `scores`, which must be on the same items in the same order; else a `ValueError`."
     first = scores[0]
@@ -76,7 +76,7 @@ def stack(*scores: Scores) -> Scores:
     return Scores(pd.concat([s.configs for s in scores], ignore_index=True), first.items,
                   np.vstack([s.score for s in scores]), np.vstack([s.cost for s in scores]), first.seed)
 
-# %% ../nbs/12a_bench_metrics.ipynb #cell-009
+# %% ../nbs/12a_bench_metrics.ipynb #cell-012
 @dataclass(frozen=True, eq=False)
 class _Grid:
     "`configs` (k) by `datasets` (D) of `size` (D) items: `accuracy` and `cost` (R, k, D), of the sample first."
@@ -99,7 +99,7 @@ def _means(values, weights) -> np.ndarray:
     total = weights @ np.where(known, values, 0).T
     return np.divide(total, mass, where=mass > 0, out=np.full(total.shape, np.nan))
 
-
+# %% ../nbs/12a_bench_metrics.ipynb #cell-014
 def _rows_of(items: pd.DataFrame) -> dict:
     "Dataset -> numbers of its rows, datasets in order of appearance."
     names, code = list(dict.fromkeys(items["dataset"])), pd.factorize(items["dataset"])[0]
@@ -119,7 +119,7 @@ def _measured(scores: Scores, draws=None) -> _Grid:
     size = np.array([len(rows) for rows in parts.values()])
     return _Grid(scores.configs, list(parts), size, np.stack(accuracy, -1), np.stack(cost, -1))
 
-
+# %% ../nbs/12a_bench_metrics.ipynb #cell-016
 def dataset_table(scores: Scores) -> pd.DataFrame:
     "One row per (configuration, dataset): n items, accuracy, cost_usd (of all n), missing cells no_score, no_cost."
     grid, parts = _measured(scores), _rows_of(scores.items)
@@ -129,7 +129,7 @@ def dataset_table(scores: Scores) -> pd.DataFrame:
         dataset=np.tile(grid.datasets, k), n=np.tile(grid.size, k), accuracy=grid.accuracy[0].ravel(),
         cost_usd=grid.cost[0].ravel(), no_score=missing(scores.score), no_cost=missing(scores.cost))
 
-
+# %% ../nbs/12a_bench_metrics.ipynb #cell-019
 def _grid(cells: pd.DataFrame) -> _Grid:
     "The grid again, from a table such as `dataset_table` gives; rows in any order."
     place = cells.groupby(CONFIG, sort=False, dropna=False).ngroup().to_numpy()
@@ -140,7 +140,7 @@ def _grid(cells: pd.DataFrame) -> _Grid:
     size[column] = cells["n"]
     return _Grid(cells[CONFIG].drop_duplicates(ignore_index=True), list(datasets), size, accuracy, cost)
 
-# %% ../nbs/12a_bench_metrics.ipynb #cell-012
+# %% ../nbs/12a_bench_metrics.ipynb #cell-022
 RANDOM, BEST, BEST_TEST, ORACLE = "Random", "Best Single", "Best Single (test)", "Oracle"
 PER_DATASET, PER_DATASET_TEST = "Dataset Oracle (train)", "Dataset Oracle (test)"
 
@@ -158,7 +158,7 @@ def _first_best(accuracy, cost):
     worst = [np.where(np.isnan(x), np.inf, x) for x in (cost, -np.round(accuracy, 12))]
     return int(np.lexsort(worst)[0])
 
-
+# %% ../nbs/12a_bench_metrics.ipynb #cell-024
 def best_single(matrix: OutcomeMatrix) -> int:
     "Column of the model with the highest AvgAcc. Raises `ValueError` where no model has a score on every dataset."
     grid = _measured(Scores.of_models(matrix, 0))
@@ -175,7 +175,7 @@ def best_per_dataset(matrix: OutcomeMatrix) -> dict:
     best = {d: _first_best(grid.accuracy[0, :, i], grid.cost[0, :, i]) for i, d in enumerate(grid.datasets)}
     return {dataset: column for dataset, column in best.items() if column is not None}
 
-
+# %% ../nbs/12a_bench_metrics.ipynb #cell-026
 def _expected(matrix):
     "Mean score (n,) and cost (n,) over the models run on each item; a cost is known if those of all these models are."
     ran = ~np.isnan(matrix.score)
@@ -189,7 +189,7 @@ def _oracle(matrix):
     reach = (matrix.score == best[:, None]) | (best == 0)[:, None] & ~np.isnan(matrix.score)
     return best, _quiet(np.nanmin, np.where(reach, matrix.cost, np.nan), axis=1)
 
-
+# %% ../nbs/12a_bench_metrics.ipynb #cell-028
 def bounds(train: OutcomeMatrix, test: OutcomeMatrix, seed: int) -> Scores:
     """Random, Best Single (chosen on train; on test), Dataset Oracle (on train; on test) and Oracle on the test items.
 
@@ -205,7 +205,7 @@ def bounds(train: OutcomeMatrix, test: OutcomeMatrix, seed: int) -> Scores:
     return stack(*(Scores.of(name, [np.nan], score[None], cost[None], test.items, seed, group)
                    for (name, group), (score, cost) in rows.items()))
 
-# %% ../nbs/12a_bench_metrics.ipynb #cell-015
+# %% ../nbs/12a_bench_metrics.ipynb #cell-031
 def _ratio(above, below) -> np.ndarray:
     "above / below, NaN where `below` is 0 or missing."
     above, below = np.broadcast_arrays(above, below)
@@ -228,14 +228,14 @@ def _lead(accuracy, reference) -> np.ndarray:
     "Mean over datasets of accuracy (R, k, D) less reference (R, D): (R, k)."
     return (accuracy - reference[:, None]).mean(-1)
 
-
+# %% ../nbs/12a_bench_metrics.ipynb #cell-033
 _AGAINST = {  # metric -> (reference, how to compare, sign)
     "GainAtRandom": (RANDOM, _mean_gain, 1), "GainAtBest": (BEST, _mean_gain, 1),
     "GapAtOracle": (ORACLE, _mean_gain, -1), "LeadOverBest": (BEST, _lead, 1),
     "ImpRandom": (RANDOM, _gain_of_means, 1), "ImpMax": (PER_DATASET_TEST, _gain_of_means, 1),
     "OracleGap": (ORACLE, _gain_of_means, -1)}
 
-# %% ../nbs/12a_bench_metrics.ipynb #cell-016
+
 def _config_metrics(grid: _Grid) -> dict:
     "Metric -> (R, k); those against a reference that the grid lacks are left out."
     found = {"AvgAcc": grid.accuracy.mean(-1), "SampleAvg": grid.accuracy @ (grid.size / grid.size.sum()),
@@ -245,7 +245,7 @@ def _config_metrics(grid: _Grid) -> dict:
             found[metric] = sign * compare(grid.accuracy, grid.accuracy[:, row])
     return found
 
-
+# %% ../nbs/12a_bench_metrics.ipynb #cell-035
 def _config_notes(grid: _Grid, metric: str) -> np.ndarray:
     "Per configuration (k): why `metric` is missing, or which datasets it leaves out; else empty."
     table, kind = (grid.cost, "cost") if metric == "Cost" else (grid.accuracy, "score")
@@ -265,7 +265,7 @@ def _metric(cells, metric) -> pd.DataFrame:
         raise ValueError(f"{metric} needs a row {_AGAINST[metric][0]!r}; stack `bounds` onto the scores.")
     return grid.configs.assign(value=found[0], note=_config_notes(grid, metric))
 
-# %% ../nbs/12a_bench_metrics.ipynb #cell-018
+# %% ../nbs/12a_bench_metrics.ipynb #cell-037
 def avg_acc(cells: pd.DataFrame) -> pd.DataFrame:
     "Unweighted mean of dataset accuracies: columns method, setting, group, value, note, as in the functions below."
     return _metric(cells, "AvgAcc")
@@ -280,7 +280,7 @@ def total_cost(cells: pd.DataFrame) -> pd.DataFrame:
     "USD on all items."
     return _metric(cells, "Cost")
 
-
+# %% ../nbs/12a_bench_metrics.ipynb #cell-039
 def gain_at_random(cells: pd.DataFrame) -> pd.DataFrame:
     "Gain@R, a fraction. Raises `ValueError` without a row Random."
     return _metric(cells, "GainAtRandom")
@@ -295,7 +295,7 @@ def gap_at_oracle(cells: pd.DataFrame) -> pd.DataFrame:
     "Gap@O, a fraction. Raises `ValueError` without a row Oracle."
     return _metric(cells, "GapAtOracle")
 
-
+# %% ../nbs/12a_bench_metrics.ipynb #cell-041
 def ratio_of_averages(cells: pd.DataFrame, metric: str) -> pd.DataFrame:
     "The older \"ImpRandom\", \"ImpMax\" or \"OracleGap\", a fraction. Raises `ValueError` without its reference's row."
     return _metric(cells, metric)
@@ -305,7 +305,7 @@ def lead_over_best(cells: pd.DataFrame) -> pd.DataFrame:
     "AvgAcc less that of Best Single. Raises `ValueError` without its row."
     return _metric(cells, "LeadOverBest")
 
-
+# %% ../nbs/12a_bench_metrics.ipynb #cell-043
 def config_table(cells: pd.DataFrame) -> pd.DataFrame:
     "One row per configuration: every metric above whose reference has a row, no_score, no_cost, and notes."
     grid = _grid(cells)
@@ -315,7 +315,7 @@ def config_table(cells: pd.DataFrame) -> pd.DataFrame:
     counts = cells.groupby(CONFIG, sort=False, dropna=False)[lacking].sum().reset_index(drop=True)
     return grid.configs.assign(**{m: v[0] for m, v in found.items()}, **counts, note=notes)
 
-# %% ../nbs/12a_bench_metrics.ipynb #cell-022
+# %% ../nbs/12a_bench_metrics.ipynb #cell-047
 def pareto_frontier(points: pd.DataFrame) -> pd.DataFrame:
     "`points`, of `config_table`, with the column on_frontier; bounds, and what lacks a number, never are."
     able = ((points["group"] != "bound") & points[["AvgAcc", "Cost"]].notna().all(axis=1)).to_numpy()
@@ -323,7 +323,7 @@ def pareto_frontier(points: pd.DataFrame) -> pd.DataFrame:
     if able.any(): on[able] = pareto_optimal(points["Cost"][able], points["AvgAcc"][able])
     return points.assign(on_frontier=on)
 
-
+# %% ../nbs/12a_bench_metrics.ipynb #cell-049
 @dataclass(frozen=True, eq=False)
 class Anchors:
     "Ends of the two axes, and the `frontier` (f, 2) of (cost, accuracy)."
@@ -354,7 +354,7 @@ def _anchored(points) -> Anchors:
     front = np.unique(points[pareto_optimal(points[:, 0], points[:, 1])], axis=0)
     return Anchors(points[:, 0].min(), points[:, 0].max(), points[:, 1].min(), points[:, 1].max(), front)
 
-# %% ../nbs/12a_bench_metrics.ipynb #cell-024
+# %% ../nbs/12a_bench_metrics.ipynb #cell-052
 def _steps(front) -> np.ndarray:
     "The staircase through `front` (f, 2), cheapest first: boxes (2f - 1, 2 axes, low and high)."
     x, y = front.T
@@ -364,9 +364,9 @@ def _steps(front) -> np.ndarray:
 
 
 _BOXES = {"points": lambda front: np.stack([front, front], axis=-1), "steps": _steps}
-_NORMS = {"L1": lambda apart: apart.sum(-1), "L2": lambda apart: np.hypot(apart[..., 0], apart[..., 1])}
+_NORMS = {"L1": np.add, "L2": np.hypot}  # of the gaps on the two axes
 
-
+# %% ../nbs/12a_bench_metrics.ipynb #cell-054
 def _dominated(own, other) -> np.ndarray:
     "Whether each of `other` (..., f, 2) dominates each of `own` (..., n, 2): bool (..., n, f)."
     own, other = own[..., :, None, :], other[..., None, :, :]
@@ -376,12 +376,15 @@ def _dominated(own, other) -> np.ndarray:
 
 def _distances(own, front, norm="L1", to="points") -> np.ndarray:
     "Distance (..., n) of `own` (..., n, 2) to `front` (..., f, 2), 0 where it does not dominate; NaN rows are none."
-    boxes, at = _BOXES[to](front)[..., None, :, :, :], own[..., :, None, :]
-    apart = np.maximum(boxes[..., 0] - at, at - boxes[..., 1]).clip(0)
-    distance = np.where(np.isnan(apart).any(-1), np.inf, _NORMS[norm](apart)).min(-1)
+    boxes = _BOXES[to](front)[..., None, :, :, :]
+    def gap(axis):
+        at = own[..., :, None, axis]
+        return np.maximum(np.maximum(boxes[..., axis, 0] - at, at - boxes[..., axis, 1]), 0)
+    distance = np.fmin.reduce(_NORMS[norm](gap(0), gap(1)), axis=-1, initial=np.inf)
     nearest = np.where(_dominated(own, front).any(-1), distance, 0)
     return np.where(np.isnan(own).any(-1), np.nan, nearest)
 
+# %% ../nbs/12a_bench_metrics.ipynb #cell-056
 def _volume(own) -> float:
     "Share of the square with corners 0 and 1 that `own` (n, 2) dominate; above 1 where they go beyond it."
     if np.isnan(own).any(): return np.nan
@@ -395,7 +398,7 @@ def _volumes(own) -> np.ndarray:
     width = np.diff(cost.clip(max=1), append=1, axis=-1)
     return (np.maximum.accumulate(accuracy.clip(min=0), axis=-1) * width).sum(-1)
 
-
+# %% ../nbs/12a_bench_metrics.ipynb #cell-058
 def _by_method(points, value) -> pd.DataFrame:
     parts = points[points["group"] != "bound"].groupby(["method", "group"], sort=False)
     rows = [(*key, value(part[["Cost", "AvgAcc"]].to_numpy(float))) for key, part in parts]
@@ -418,7 +421,7 @@ def hypervolume(points: pd.DataFrame, anchors: Anchors = None, scale="linear") -
     anchors = anchors or Anchors.of(points)
     return _by_method(points, lambda part: _volume(anchors.axes(part, scale)))
 
-# %% ../nbs/12a_bench_metrics.ipynb #cell-027
+# %% ../nbs/12a_bench_metrics.ipynb #cell-061
 CHOSEN, PEAK = "validation", "test (paper's way)"
 _TOLERANCE = 1e-12  # the same answers summed in another order are not less accurate
 
@@ -441,7 +444,7 @@ def _saving(accuracy, cost, best) -> tuple:
     least = np.where(enough & ~np.isnan(cost), cost, np.inf).min(1, initial=np.inf)
     return 1 - _ratio(np.where(np.isfinite(least), least, np.nan), best[1]), enough.any(1).astype(float)
 
-
+# %% ../nbs/12a_bench_metrics.ipynb #cell-063
 def _against_best(points, value, reference) -> pd.DataFrame:
     "`value`(accuracy (1, s), cost (1, s), best) per method of `points`."
     rows = points[points["method"] == reference]
@@ -461,7 +464,7 @@ def cost_save(points: pd.DataFrame, reference: str = BEST) -> pd.DataFrame:
     "CostSave per method at the cheapest of its settings that reaches `reference`, the paper's way; missing without."
     return _against_best(points, lambda accuracy, cost, best: _saving(accuracy, cost, best)[0], reference)
 
-# %% ../nbs/12a_bench_metrics.ipynb #cell-030
+# %% ../nbs/12a_bench_metrics.ipynb #cell-066
 def _picks(validation: _Grid, reference: str) -> dict:
     "(method, metric) -> setting that validation chooses, as a list: empty where none qualifies."
     b, accuracy, cost = _need(validation, reference), validation.accuracy[0].mean(-1), validation.cost[0].sum(-1)
@@ -475,6 +478,7 @@ def _picks(validation: _Grid, reference: str) -> dict:
         picks[method, "CostSave"] = [] if cheap is None else [settings[enough[cheap]]]
     return picks
 
+# %% ../nbs/12a_bench_metrics.ipynb #cell-068
 def _of_settings(configs, mine, settings) -> np.ndarray:
     "Those of the rows `mine` whose setting is among `settings`; NaN is the setting of a method without one."
     return mine[np.isin(configs["setting"].to_numpy()[mine], settings) |
@@ -512,7 +516,7 @@ def _judged(grid, accuracy, cost, best, use, way, reference):
         spent = cost[:, cheap[0]] if len(cheap) else np.full(len(cost), np.nan)
         yield "Saving", 1 - _ratio(spent, best[1]), said(cheap)
 
-# %% ../nbs/12a_bench_metrics.ipynb #cell-032
+# %% ../nbs/12a_bench_metrics.ipynb #cell-070
 def _draws(runs: Sequence[Scores], resamples: int, seed: int) -> dict:
     """Dataset -> (item ids, how often each is drawn (1 + resamples, ids)), once for all `runs`; the first row is ones.
 
@@ -526,7 +530,7 @@ def _draws(runs: Sequence[Scores], resamples: int, seed: int) -> dict:
         draws[dataset] = pd.Index(sorted(ids)), np.vstack([np.ones((1, n)), counts]).astype("i2")
     return draws
 
-
+# %% ../nbs/12a_bench_metrics.ipynb #cell-072
 def _config_rows(grid: _Grid) -> list:
     rows = []
     for metric, values in _config_metrics(grid).items():
@@ -566,7 +570,7 @@ def _pareto_rows(grid: _Grid, anchors: Anchors = None) -> list:
                  for metric, values in by_metric.items()]
     return rows
 
-# %% ../nbs/12a_bench_metrics.ipynb #cell-033
+# %% ../nbs/12a_bench_metrics.ipynb #cell-073
 KEYS = ["method", "setting", "group", "metric", "chosen"]
 
 
@@ -595,7 +599,7 @@ def _grids(runs, validations, resamples, seed):
     for run, held in zip(runs, validations or [None] * len(runs)):
         yield _measured(run, draws), held and _measured(held)
 
-# %% ../nbs/12a_bench_metrics.ipynb #cell-034
+# %% ../nbs/12a_bench_metrics.ipynb #cell-074
 def over_seeds(runs: Sequence[Scores], validations: Sequence[Scores] = None, reference: str = BEST,
                anchors: Anchors = None, resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
     """Every metric of every configuration and method, averaged over `runs`, one per seed of the split.
@@ -613,7 +617,7 @@ def over_seeds(runs: Sequence[Scores], validations: Sequence[Scores] = None, ref
     rows = [({"setting": np.nan} | row, values) for row, values in rows]
     return _summary(rows)
 
-
+# %% ../nbs/12a_bench_metrics.ipynb #cell-076
 def bench_table(scores: Scores, validation: Scores = None, **options) -> pd.DataFrame:
     "`over_seeds` of one split: one row per (method, setting, metric) with value, low, high."
     return over_seeds([scores], validation and [validation], **options)

@@ -6,6 +6,7 @@
 __all__ = ['accuracies', 'ModelSAT', 'scaled_cost', 'best_of', 'GraphRouter', 'seen_features', 'MTRouterSingle']
 
 # %% ../nbs/11c_networks.ipynb #cell-002
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,13 +14,17 @@ import numpy as np
 import torch
 from sklearn.preprocessing import normalize
 from torch import nn
-from torch_geometric.nn import GeneralConv
+from tqdm import TqdmWarning
 
 from .baselines import _kmeans, _seeded, _weights
 from .estimator import EstimatorConfig, OutcomeNetwork
 from .outcomes import OutcomeMatrix, split
 from .pool import ModelPool
 from .single_turn import Choices, Queries, _mean, prices_of, weigh
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", TqdmWarning)  # the library asks notebooks for a widget that nothing here needs
+    from torch_geometric.nn import GeneralConv
 
 # %% ../nbs/11c_networks.ipynb #cell-007
 def accuracies(score: np.ndarray, group: np.ndarray) -> np.ndarray:
@@ -223,9 +228,9 @@ class GraphRouter:
     dim: int = 8
     code: int = 384
     hidden_share: float = 0.5
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-3
     weight_decay: float = 1e-4
-    steps: int = 2000
+    steps: int = 1000
     every: int = 20
     patience: int = 400
     validation: float = 0.1
@@ -299,7 +304,7 @@ class GraphRouter:
         with torch.no_grad():
             models = net.models(net.prompts(*data[:2]), data[2], known)
             chosen = self._rated(net, models, ~np.isnan(utility).all(0), q, task).argmax(1)
-        return models, _mean(utility[np.arange(len(utility)), chosen])
+        return models, float(np.nan_to_num(_mean(utility[np.arange(len(utility)), chosen]), nan=-np.inf))
 
     @staticmethod
     def _rated(net, models, able, q, task):

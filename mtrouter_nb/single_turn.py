@@ -196,7 +196,9 @@ class Utility:
         return Choices([np.nan], said.argmax(1)[None], ranking=said)
 
 
-def embedllm(seed: int = 0) -> Utility: return Utility(EmbedLLM(seed=seed), "EmbedLLM")
+def embedllm(seed: int = 0) -> Utility:
+    "EmbedLLM with ten times the published learning rate and an eighth of its epochs: minutes otherwise, on a core."
+    return Utility(EmbedLLM(learning_rate=1e-3, epochs=64, patience=6, seed=seed), "EmbedLLM")
 
 
 def routerdc(seed: int = 0) -> Utility: return Utility(RouterDC(seed=seed), "RouterDC")

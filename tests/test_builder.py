@@ -40,7 +40,7 @@ def built(readme, tmp_path_factory):
     rows["success"] = log.turns["episode_id"].map(log.episodes.set_index("episode_id")["success"])
     rows.to_json(folder / "my_turns.jsonl", orient="records", lines=True)
     demo_pool().to_csv(folder / "my_models.csv")
-    [code] = blocks(readme)
+    code = blocks(readme)[0]
     names, said = {}, []
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -50,7 +50,7 @@ def built(readme, tmp_path_factory):
 
 
 def test_builder_example_is_short_and_imports_from_the_package_itself(readme):
-    [code] = blocks(readme)
+    code = blocks(readme)[0]
     assert len([line for line in code.split("\n") if line.strip()]) <= 18, "about fifteen lines"
     assert {node.module for node in ast.walk(ast.parse(code)) if isinstance(node, ast.ImportFrom)} == {"mtrouter_nb"}
     assert not [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Import)]
@@ -96,6 +96,21 @@ def test_builder_route_is_the_best_scored_model_of_the_pool(built):
     [chosen] = built["said"][-1]
     x = np.hstack([built["run"].vector[None], rights_features([4], [2], [np.inf])])
     assert chosen == built["pool"].names[built["estimator"].predict(x)[0][0].argmax()]
+
+
+def test_single_turn_example_runs_on_a_table_as_a_user_brings_it(readme, tmp_path, monkeypatch):
+    from mtrouter_nb.benchmarks import load_outcomes
+    from mtrouter_nb.outcomes import to_frame
+    monkeypatch.chdir(tmp_path)
+    to_frame(load_outcomes("demo")).drop(columns="repeat").to_csv("my_outcomes.csv", index=False)
+    said, names = [], {}
+    names["print"] = said.append
+    code = blocks(readme)[1]
+    exec(compile(code, "README.md", "exec"), names)
+    [table] = said
+    assert {"kNN", "Oracle", "Random"} <= set(table["method"]) and table["value"].notna().all()
+    best = table[table["method"] == "Best Single"]
+    assert best["value"].eq(0).all() and len([line for line in code.split("\n") if line.strip()]) <= 12
 
 
 def test_readme_prints_what_the_example_computes(built):

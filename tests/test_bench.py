@@ -1,0 +1,186 @@
+"""Every router of the bench on a made-up world: no look at test labels, stored once, chosen on validation."""
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mtrouter_nb import bench as B
+from mtrouter_nb.agreement import AgreementCascade, plain, play
+from mtrouter_nb.bench_metrics import config_table, dataset_table
+from mtrouter_nb.outcomes import OutcomeMatrix, prompt_order_split, split
+from mtrouter_nb.single_turn import AvengersProCurve, Choices, LogisticPerModel, NearestNeighbours, Queries
+
+N, M = 120, 4
+MODELS = ("cheap", "gpt-4o-mini-2024-07-18", "mid", "dear")
+
+
+@pytest.fixture(scope="module")
+def world():
+    "120 prompts in two datasets; the vector says which of two models is right, `dear` mostly is."
+    rng = np.random.default_rng(0)
+    topic = rng.integers(0, 2, N)
+    score = (rng.random((N, M)) < np.where(topic[:, None] == 0, [.9, .2, .5, .9], [.1, .9, .5, .9])).astype(float)
+    score[3, 0] = np.nan
+    items = pd.DataFrame(dict(item_id=[f"q{i}" for i in range(N)], dataset=np.where(np.arange(N) % 3, "a", "b"),
+                              prompt=[f"prompt {i // 2 * 2 if i < 10 else i}" for i in range(N)], repeat=0))
+    none = np.full((N, M), np.nan)
+    cost = np.tile([.001, .002, .01, .1], (N, 1)) * rng.uniform(.5, 1.5, (N, 1))
+    matrix = OutcomeMatrix("made up", items, MODELS, score, cost, none, none, none, "simulated")
+    vectors = (np.eye(8)[topic] + rng.normal(0, .2, (N, 8))).astype("f4")
+    answers = {MODELS[1]: np.c_[np.nan_to_num(score[:, 1]), rng.normal(size=(N, 3))].astype("f4")}
+    said = pd.DataFrame({m: np.where(score[:, i] == 1, "right", f"wrong {m}") for i, m in enumerate(MODELS)})
+    return matrix, Queries(vectors, items, answers, said)
+
+
+@pytest.mark.parametrize("name", B.ROUTERS)
+def test_no_choice_depends_on_test_labels(world, name):
+    matrix, queries = world
+    make = (lambda seed: replace(B.ROUTERS[name](seed), steps=60)) if name == "GraphRouter" else B.ROUTERS[name]
+    _, _, _, test = B.rows_of(matrix, 42)
+    score, cost, rng = matrix.score.copy(), matrix.cost.copy(), np.random.default_rng(1)
+    score[test], cost[test] = rng.permuted(score[test], axis=1), rng.permuted(cost[test], axis=1)
+    one = B.run_fit(matrix, queries, make, 42)
+    two = B.run_fit(replace(matrix, score=score, cost=cost), queries, make, 42)
+    assert len(one.settings) and np.array_equal(one.answerer, two.answerer), name
+    assert np.array_equal(one.held_score, two.held_score, equal_nan=True)
+
+
+def test_fits_are_stored_and_not_made_again(world, tmp_path, monkeypatch):
+    monkeypatch.setenv("MTROUTER_CACHE", str(tmp_path))
+    routers = {name: B.ROUTERS[name] for name in ("kNN", "Avengers")}
+    first = B.bench_results(*world, routers, (42, 999), workers=1, progress=False)
+    monkeypatch.setattr(B, "run_fit", None)
+    again = B.bench_results(*world, routers, (42, 999), workers=1, progress=False)
+    for key, fit in first.fits.items():
+        for field, value in vars(fit).items():
+            if field != "note": np.testing.assert_array_equal(value, getattr(again.fits[key], field))
+
+
+def test_the_setting_is_chosen_on_validation_rows_alone(world, tmp_path, monkeypatch):
+    monkeypatch.setenv("MTROUTER_CACHE", str(tmp_path))
+    matrix, queries = world
+    bench = B.bench_results(matrix, queries, {"Avengers-Pro": B.ROUTERS["Avengers-Pro"]}, (42,), 1, False)
+    fit = bench.fits["Avengers-Pro", 42]
+    held = B.rows_of(matrix, 42)[2]
+    names = matrix.items["dataset"].to_numpy()[held]
+    accuracy = [np.mean([np.nanmean(row[names == d]) for d in dict.fromkeys(names)]) for row in fit.held_score]
+    chosen = bench.chosen(42)
+    row = chosen.configs["method"].tolist().index("Avengers-Pro")
+    np.testing.assert_allclose(chosen.score[row], fit.score[int(np.argmax(accuracy))])
+    table = config_table(dataset_table(bench.validation(42)))
+    np.testing.assert_allclose(table.loc[table["method"] == "Avengers-Pro", "AvgAcc"], accuracy)
+
+
+def test_a_router_without_what_it_needs_leaves_an_empty_row_with_a_note(world, tmp_path, monkeypatch):
+    monkeypatch.setenv("MTROUTER_CACHE", str(tmp_path))
+    matrix, queries = world
+    bare = Queries(queries.embeddings, queries.items)
+    routers = {name: B.ROUTERS[name] for name in ("FrugalGPT", "Agreement cascade", "kNN")}
+    bench = B.bench_results(matrix, bare, routers, (42,), 1, False)
+    assert bench.routers == ["kNN"] and set(bench.notes) == {"FrugalGPT", "Agreement cascade", "OpenRouter"}
+
+
+# ---------------------------------------------------------------------------- choices and simple routers
+
+def test_every_called_model_is_paid_and_others_cost_nothing(world):
+    matrix, _ = world
+    rng = np.random.default_rng(0)
+    answerer, paid = rng.integers(0, M, (3, N)), rng.random((3, N, M)) < .5
+    cost = matrix.cost.copy()
+    cost[:, 2] = np.nan
+    score, dollars = Choices([0, 1, 2], answerer, paid).outcome(replace(matrix, cost=cost))
+    for k in range(3):
+        for i in range(N):
+            spent = [cost[i, m] for m in range(M) if paid[k, i, m]]
+            np.testing.assert_allclose(dollars[k, i], sum(spent) if spent else 0)
+            np.testing.assert_equal(score[k, i], matrix.score[i, answerer[k, i]])
+
+
+def test_neighbours_are_those_of_a_plain_loop(world):
+    matrix, queries = world
+    router = NearestNeighbours(ks=(7,)).fit(matrix, queries)
+    unit = queries.embeddings / np.linalg.norm(queries.embeddings, axis=1, keepdims=True)
+    got = router.choose(queries).ranking
+    for i in range(0, N, 17):
+        near = np.argsort(-(unit @ unit[i]))[:7]
+        np.testing.assert_allclose(got[i], np.nanmean(matrix.score[near], 0), rtol=1e-5)
+
+
+def test_a_logistic_regression_with_half_points_is_that_of_doubled_rows(world):
+    matrix, queries = world
+    half = replace(matrix, score=np.where(np.arange(N)[:, None] % 5 == 0, .5, np.nan_to_num(matrix.score)))
+    router = LogisticPerModel(strengths=(.3,)).fit(half, queries)
+    twice = np.r_[np.arange(N), np.arange(N)]
+    upper = np.ceil(half.score)
+    both = replace(half.take(twice), score=np.r_[np.floor(half.score), upper])
+    # every row twice weighs double, so half the penalty's inverse
+    other = LogisticPerModel(strengths=(.15,)).fit(both, queries.take(twice))
+    np.testing.assert_allclose(router.choose(queries).ranking, other.choose(queries).ranking, atol=.02)
+
+
+def test_without_any_price_there_is_one_setting(world):
+    matrix, queries = world
+    free = replace(matrix, cost=np.full((N, M), np.nan))
+    for router in (NearestNeighbours(), LogisticPerModel(), AvengersProCurve()):
+        made = router.fit(free, queries).choose(queries)
+        assert made.answerer.shape == (1, N), router.name
+
+
+# ---------------------------------------------------------------------------- agreement
+
+def test_the_cascade_is_a_plain_loop_over_prompts():
+    rng = np.random.default_rng(0)
+    code = rng.integers(0, 3, (300, 4))
+    answerer, asked = play((2, 0, 3), code, trusted=0)
+    for i in range(300):
+        a, b, c = code[i, [2, 0, 3]]
+        want = 2 if a == b or c == a else 0 if c == b else 0
+        assert answerer[i] == want and asked[i].tolist() == [True, True, a != b]
+
+
+def test_models_that_say_nothing_do_not_agree(world):
+    matrix, queries = world
+    silent = Queries(queries.embeddings, queries.items, None, queries.said.assign(cheap=None, mid=None))
+    made = AgreementCascade().fit(matrix, silent)
+    code_of_nothing = made.choose(silent)
+    assert code_of_nothing.answerer.shape == (len(made.prices), N)
+    empty = pd.DataFrame(dict(a=[None, "1"], b=[None, "1"], c=["2", "3"]), dtype=object)
+    from mtrouter_nb.agreement import _codes
+    code = _codes(empty)
+    assert code[0, 0] != code[0, 1] and code[1, 0] == code[1, 1]
+
+
+@pytest.mark.parametrize("one, other", [("$1,200", "1200.0"), ("[1,  2]", "[1,2]"), ("'ab'", "ab"), ("3}", "3"),
+                                        (r"\frac{1}{2}", r"\dfrac{1}{2}"), ("50%", "50")])
+def test_dressing_does_not_matter(one, other): assert plain(one) == plain(other)
+
+
+@pytest.mark.parametrize("one, other", [("1.5", "15"), ("'a b'", "'ab'"), ("[1, 2]", "[2, 1]"), ("x+1", "x-1")])
+def test_meaning_does(one, other): assert plain(one) != plain(other)
+
+
+# ---------------------------------------------------------------------------- splits
+
+def test_equal_prompts_stay_together_and_other_datasets_move_nobody(world):
+    matrix, _ = world
+    train, test = split(matrix, 42)
+    prompts = list(zip(matrix.items["dataset"], matrix.items["prompt"]))
+    assert len(set(prompts)) < N and not {prompts[i] for i in train} & {prompts[i] for i in test}
+    one = matrix.select(datasets=["a"])
+    kept = set(one.items["item_id"].iloc[split(one, 42)[0]])
+    assert kept == set(matrix.items["item_id"].iloc[train]) & set(one.items["item_id"])
+
+
+def test_the_papers_split_is_one_stream_of_random_numbers(world):
+    import random
+    matrix, _ = world
+    train, test = prompt_order_split(matrix, 7)
+    rng, want = random.Random(7), set()
+    for dataset in matrix.datasets:
+        prompts = list(dict.fromkeys(matrix.items.loc[matrix.items["dataset"] == dataset, "prompt"]))
+        order = list(range(len(prompts)))
+        rng.shuffle(order)
+        want |= {(dataset, prompts[i]) for i in order[:int(.7 * len(prompts))]}
+    got = matrix.items.iloc[train]
+    assert set(zip(got["dataset"], got["prompt"])) == want and len(train) + len(test) == N
