@@ -57,6 +57,11 @@ _LOOKS = {
     "round-robin": ("#B5B5B5", "h"), "heuristic": ("#661100", ">"), "cascade": ("#332288", "<"),
     "ridge": ("#44AA99", "d"), "trees": ("#117733", "8"), "cluster": ("#AA4499", "H"),
     "RouterDC": ("#6699CC", "d"), "EmbedLLM": ("#997700", "8"), "AvengersPro": ("#EE3377", "H"),
+    # single-turn routers, with the three above and MTRouter
+    "MODEL-SAT": ("#44AA99", "s"), "Avengers": ("#AA4499", "p"), "HybridLLM": ("#332288", "^"),
+    "FrugalGPT": ("#117733", "v"), "RouteLLM": ("#56B4E9", "<"), "GraphRouter": ("#999933", ">"),
+    "kNN": ("#777777", "P"), "Logistic": ("#444444", "h"), "Agreement cascade": ("#882255", "D"),
+    "Dataset Oracle": ("#000000", "D"), "Best Single": ("#000000", "o"),
     # these three need live endpoints: their colours are shared with routers that stand in no figure with them
     "LLM Router": ("#882255", "<"), "Router-R1": ("#332288", ">"), "OpenRouter": ("#661100", "X"),
 }
