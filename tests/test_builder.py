@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mtrouter_nb import MATCHED, ModelPool, SingleModel, demo_pool, load_demo, roll
+from mtrouter_nb.benchmarks import OUTCOME_URLS, outcome_manifest
 from mtrouter_nb.estimator import rights_features
 from mtrouter_nb.sources import mint_manifest
 
@@ -167,3 +168,5 @@ def test_readme_tables_are_those_of_the_committed_figures(root, readme):
 def test_readme_states_the_download(readme):
     files = mint_manifest()
     assert f"({files['bytes'].sum() / 1e6:.0f} MB: {files['model'].nunique()} models)" in readme
+    outcomes = sum(outcome_manifest(name)["bytes"].sum() for name in OUTCOME_URLS)
+    assert f"three benchmarks' outcomes ({outcomes / 1e6:.0f} MB)" in " ".join(readme.split())
