@@ -8,6 +8,7 @@ __all__ = ['plain', 'said_by', 'play', 'AgreementCascade']
 # %% ../nbs/11d_agreement.ipynb #cell-002
 import ast
 import re
+import warnings
 from dataclasses import dataclass
 from itertools import permutations
 
@@ -41,9 +42,10 @@ def plain(answer: str) -> str | None:
 # %% ../nbs/11d_agreement.ipynb #cell-006
 def said_by(answers: pd.DataFrame, item_ids) -> pd.DataFrame:
     "Final answers, one row per entry of `item_ids` and one column per model, from rows (task_id, model, answer)."
-    final = answers["answer"].map(final_answer)
-    wide = answers.assign(final=final.map(plain, na_action="ignore")).pivot(
-        index="task_id", columns="model", values="final")
+    with warnings.catch_warnings():  # "3and4" and the like, which Python reads with a warning
+        warnings.simplefilter("ignore", SyntaxWarning)
+        final = answers["answer"].map(final_answer).map(plain, na_action="ignore")
+    wide = answers.assign(final=final).pivot(index="task_id", columns="model", values="final")
     return wide.reindex(item_ids).astype(object).where(lambda x: x.notna(), None).reset_index(drop=True)
 
 # %% ../nbs/11d_agreement.ipynb #cell-009

@@ -28,10 +28,12 @@ def choose_pair(matrix: OutcomeMatrix, among: Iterable[str] = None) -> tuple[str
     """
     accuracy = np.mean([_mean(matrix.score[matrix.dataset == d]) for d in range(len(matrix.datasets))], 0)
     names = set(matrix.models if among is None else among)
-    if np.isnan(accuracy).all(): raise OutcomeError(f"{matrix.name}: no model has a score in every dataset.")
-    large = int(np.nanargmax(accuracy))
-    small = [m for m, name in enumerate(matrix.models) if name in names and m != large and accuracy[m] >= 0]
-    if not small: raise OutcomeError(f"{matrix.name}: no second model with a score in every dataset, of those allowed.")
+    allowed = [m for m, name in enumerate(matrix.models) if name in names and accuracy[m] >= 0]
+    # the best model, unless it is the only one that may be the small one
+    able = [m for m in np.flatnonzero(accuracy >= 0) if set(allowed) - {m}]
+    if not able: raise OutcomeError(f"{matrix.name}: no second model with a score in every dataset, of those allowed.")
+    large = max(able, key=accuracy.__getitem__)
+    small = [m for m in allowed if m != large]
     dollars = _mean(matrix.cost)
     cheaper = [m for m in small if dollars[m] < dollars[large]]
     gap = matrix.score - matrix.score[:, [large]]
