@@ -20,7 +20,6 @@ from scipy.special import gammaln
 from sklearn.preprocessing import normalize
 
 from .baselines import _kmeans
-from .bench import rows_of
 from .bench_metrics import _draws
 from .metrics import pareto_optimal
 from .outcomes import SEEDS, OutcomeMatrix, split
@@ -139,8 +138,13 @@ class Routed:
 
 
 def parts_of(matrix: OutcomeMatrix, seeds: Sequence[int] = SEEDS) -> list:
-    "(training, fit, validation, test) rows per seed; fit and validation make up training."
-    return [rows_of(matrix, seed) for seed in seeds]
+    "(training, fit, validation, test) rows per seed; fit (four fifths) and validation make up training."
+    parts = []
+    for seed in seeds:
+        train, test = split(matrix, seed)
+        fit, held = split(matrix.take(train), seed + 1, 0.8)
+        parts.append((train, train[fit], train[held], test))
+    return parts
 
 
 BOUNDS = ("Best single", "Best per dataset", "Random", "Oracle")

@@ -91,8 +91,9 @@ def test_among_limits_the_small_model_alone():
     matrix = world(300, 0)[0]
     assert choose_pair(matrix) == choose_pair(matrix, ["small"]) == ("small", "large")
     assert choose_pair(matrix, ["large", "poor"]) == ("poor", "large")
+    assert choose_pair(matrix, ["large"]) == ("large", "small"), "the best that leaves a small one"
     with pytest.raises(OutcomeError, match="no second model"):
-        choose_pair(matrix, ["large"])
+        choose_pair(matrix, [])
 
 
 def test_without_dollars_the_small_model_is_the_one_that_adds_most():
