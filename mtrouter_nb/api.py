@@ -34,7 +34,7 @@ _NAMES = {
     "pairs": "HybridLLM FrugalGPT RouteLLM",
     "networks": "ModelSAT GraphRouter MTRouterSingle",
     "agreement": "AgreementCascade",
-    "bench_metrics": "Scores bench_table over_seeds dataset_table config_table bounds perfcost",
+    "bench_metrics": "Scores stack bench_table over_seeds dataset_table config_table bounds perfcost",
     "bench": "bench_results benches queries_of",
     "plots": "use_style save_figure color_of",
     "reproduce": "claim",
