@@ -17,7 +17,7 @@ import pandas as pd
 
 from .benchmarks import final_answer
 from .outcomes import OutcomeMatrix
-from .single_turn import Choices, Queries, _mean, prices_of
+from .single_turn import Choices, LacksInput, Queries, _mean, prices_of
 
 # %% ../nbs/11d_agreement.ipynb #cell-004
 _DRESSING = re.compile(r"\\(?:left|right|text|mathrm|mbox|displaystyle|,|!|;| )|[\s$%{}\"'\\]")
@@ -70,8 +70,8 @@ class AgreementCascade:
     name: str = "Agreement cascade"
 
     def fit(self, matrix: OutcomeMatrix, queries: Queries) -> "AgreementCascade":
-        "Choose a plan per price. Raises NotImplementedError where no answers are known."
-        if queries.said is None: raise NotImplementedError("needs answer texts")
+        "Choose a plan per price. Raises LacksInput where no answers are known."
+        if queries.said is None: raise LacksInput("needs answer texts")
         self.models = [m for m in matrix.models if m in queries.said]
         own = [matrix.models.index(m) for m in self.models]
         score, cost, code = matrix.score[:, own], matrix.cost[:, own], _codes(queries.said[self.models])

@@ -31,8 +31,8 @@ from .pairs import FrugalGPT, HybridLLM, RouteLLM, answer_embeddings
 from .plots import write_atomic
 from .protocol import _logic
 from .rollout import run_jobs
-from .single_turn import (AvengersProCurve, LogisticPerModel, NearestNeighbours, Queries, avengers,
-                                     embedllm, routerdc)
+from .single_turn import (AvengersProCurve, LacksInput, LogisticPerModel, NearestNeighbours, Queries,
+                                     avengers, embedllm, routerdc)
 from .sources import cache_dir
 
 # %% ../nbs/09h_bench.ipynb #cell-004
@@ -101,11 +101,11 @@ def _routed(matrix, queries, make, seed, learn, meet):
 
 
 def run_fit(matrix: OutcomeMatrix, queries: Queries, make: Callable, seed: int) -> Fit:
-    "What the router of `make(seed)` chooses. One that lacks what it needs (NotImplementedError) says so in `note`."
+    "What the router of `make(seed)` chooses. One that lacks what it needs (LacksInput) says so in `note`."
     train, one, other, test = rows_of(matrix, seed)
     with threadpool_limits(1):
         try: choices, score, cost = _routed(matrix, queries, make, seed, train, test)
-        except NotImplementedError as error: return Fit.none(str(error))
+        except LacksInput as error: return Fit.none(str(error))
         kept = np.full((2, len(score), len(train)), np.nan, "f4")
         if len(score) > 1:
             halves = (other, one), (one, other)

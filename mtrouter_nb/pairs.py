@@ -17,7 +17,7 @@ from torch import nn
 from .baselines import _held_out, _seeded, _weights
 from .history import TextEncoder
 from .outcomes import OutcomeError, OutcomeMatrix
-from .single_turn import Choices, Queries, _mean
+from .single_turn import Choices, LacksInput, Queries, _mean
 
 # %% ../nbs/11b_pairs.ipynb #cell-005
 def choose_pair(matrix: OutcomeMatrix, among: Iterable[str] = None) -> tuple[str, str]:
@@ -296,12 +296,12 @@ class FrugalGPT:
     name: str = "FrugalGPT"
 
     def fit(self, matrix: OutcomeMatrix, queries: Queries) -> "FrugalGPT":
-        "Train the scorer, then choose cascades. Raises NotImplementedError where there are no answers to read."
+        "Train the scorer, then choose cascades. Raises LacksInput where there are no answers to read."
         answered = [m for m in matrix.models if not self.sees_answer or m in (queries.answers or {})]
-        if not answered: raise NotImplementedError("needs answer texts")
+        if not answered: raise LacksInput("needs answer texts")
         pair = _columns(matrix, self.pair, answered)
         self.models, self.readable = matrix.models, [m for m in pair if matrix.models[m] in answered]
-        if not self.readable: raise NotImplementedError(f"needs answer texts of {' or '.join(self.pair)}")
+        if not self.readable: raise LacksInput(f"needs answer texts of {' or '.join(self.pair)}")
         chance = self._train_scorer(matrix, queries)
         self._choose_cascades(self._candidates(pair, chance), chance, matrix.score, matrix.cost)
         return self

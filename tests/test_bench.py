@@ -82,6 +82,13 @@ def test_a_router_without_what_it_needs_leaves_an_empty_row_with_a_note(world, t
     assert bench.routers == ["kNN"] and set(bench.notes) == {"FrugalGPT", "Agreement cascade", "OpenRouter"}
 
 
+def test_any_other_error_is_not_taken_for_a_lack_of_input(world):
+    class Broken:
+        def fit(self, matrix, queries): raise NotImplementedError("an operation that torch lacks")
+    with pytest.raises(NotImplementedError, match="torch lacks"):
+        B.run_fit(*world, lambda seed: Broken(), 42)
+
+
 # ---------------------------------------------------------------------------- choices and simple routers
 
 def test_every_called_model_is_paid_and_others_cost_nothing(world):

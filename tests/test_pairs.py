@@ -12,7 +12,7 @@ from torch import nn
 from mtrouter_nb import pairs
 from mtrouter_nb.outcomes import OutcomeError, OutcomeMatrix
 from mtrouter_nb.pairs import Cascade, FrugalGPT, HybridLLM, RouteLLM, answer_embeddings, choose_pair, within
-from mtrouter_nb.single_turn import Queries
+from mtrouter_nb.single_turn import LacksInput, Queries
 
 KINDS = [HybridLLM, RouteLLM, FrugalGPT, lambda **k: FrugalGPT(sees_answer=False, **k)]
 IDS = ["HybridLLM", "RouteLLM", "FrugalGPT", "blind FrugalGPT"]
@@ -329,9 +329,9 @@ def test_answers_of_the_first_model_are_enough():
 
 def test_without_answers_it_refuses():
     matrix, queries = world(50, 0)
-    with pytest.raises(NotImplementedError, match="needs answer texts"):
+    with pytest.raises(LacksInput, match="needs answer texts"):
         FrugalGPT().fit(matrix, replace(queries, answers=None))
-    with pytest.raises(NotImplementedError, match="of poor or large"):
+    with pytest.raises(LacksInput, match="of poor or large"):
         FrugalGPT(pair=("poor", "large")).fit(matrix, replace(queries, answers={"small": queries.answers["small"]}))
 
 
