@@ -8,10 +8,13 @@ __all__ = ['ROUTERS', 'YARDSTICKS', 'ABSENT', 'PROMPT_CUT', 'ASKED_FIRST', 'SMOK
 
 # %% ../nbs/09h_bench.ipynb #cell-002
 import hashlib
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
@@ -49,19 +52,21 @@ ABSENT = {"OpenRouter": "needs a release or live"}
 PROMPT_CUT = Cut(512, 256)  # characters of a prompt that are embedded
 
 
-# whose answers FrugalGPT's scorer may read: cheap models that could be asked first; each takes half a minute to embed
-ASKED_FIRST = ("gpt-4o-mini-2024-07-18", "deepseek-v2.5-0908")
+# whose answers FrugalGPT's scorer may read: cheap models that could be asked first; half a minute each to embed
+ASKED_FIRST = {"zeroeval": ("gpt-4o-mini-2024-07-18", "deepseek-v2.5-0908"),
+               "mint": ("Meta-Llama-3-70B-Instruct",), "demo": ("novice-3b", "middle-30b")}
 
 
 def queries_of(matrix: OutcomeMatrix, encoder: TextEncoder = None) -> Queries:
     "The prompts of `matrix`, embedded (from the cache where they are there), with the answers that are known."
     encoder, ids = encoder or TextEncoder(MINILM), matrix.items["item_id"]
     vectors = encoder.encode([PROMPT_CUT(str(p)) for p in matrix.items["prompt"]])
-    if matrix.name != "zeroeval": return Queries(vectors, matrix.items)
-    answers = load_answers("zeroeval")
+    if matrix.name not in ASKED_FIRST: return Queries(vectors, matrix.items)
+    answers = load_answers(matrix.name)
     answers = answers[answers["model"].isin(matrix.models)]
-    first = [m for m in ASKED_FIRST if m in matrix.models]
-    return Queries(vectors, matrix.items, answer_embeddings(answers, ids, encoder, first), said_by(answers, ids))
+    first = [m for m in ASKED_FIRST[matrix.name] if m in matrix.models]
+    said = said_by(answers, ids) if matrix.name == "zeroeval" else None  # MINT's code and moves have no form to compare
+    return Queries(vectors, matrix.items, answer_embeddings(answers, ids, encoder, first), said)
 
 # %% ../nbs/09h_bench.ipynb #cell-006
 def rows_of(matrix: OutcomeMatrix, seed: int):
@@ -199,13 +204,26 @@ def _references(matrix, train, test, seed):
     return (Scores.of_models(matrix.take(test), seed), bounds(matrix.take(train), matrix.take(test), seed))
 
 
+def _file(name: str, make: Callable) -> str:
+    "A name for the fits of a router: its own, and the code behind `make`."
+    made_by, fixed = (make.func, repr((make.args, make.keywords))) if isinstance(make, partial) else (make, "")
+    package, _, module = made_by.__module__.rpartition(".")
+    code = fixed + (_logic(module) if package == "mtrouter_nb" else inspect.getsource(made_by))
+    return f"{quote(name, safe='')}-{hashlib.sha256(code.encode()).hexdigest()[:8]}"
+
+
 def bench_results(matrix: OutcomeMatrix, queries: Queries, routers: dict = None, seeds=SEEDS, workers: int = 2,
                   progress: bool = True) -> Bench:
-    "Fits of `routers` (name -> make(seed); all when None) on every seed, from the cache or computed now."
+    """Fits of `routers` (name -> make(seed); all when None) on every seed, from the cache or computed now.
+
+    A fit is known by the router's name and the source of its `make` (in this package: of that whole module). Where what
+    `make` calls lies elsewhere and changes, give the router a new name.
+    """
     routers = ROUTERS if routers is None else routers
     folder = cache_dir() / "results" / f"bench-{_key(matrix, queries, ''.join(map(_logic, _CODE)))}"
     folder.mkdir(parents=True, exist_ok=True)
-    path = {(name, seed): folder / f"{name}-{seed}.npz" for name in routers for seed in seeds}
+    path = {(name, seed): folder / f"{_file(name, make)}-{seed}.npz"
+            for name, make in routers.items() for seed in seeds}
     with FileLock(folder / "lock"):
         missing = [(matrix, queries, routers[name], seed, p) for (name, seed), p in path.items() if not p.exists()]
         if missing: run_jobs(_stored_fit, missing, matrix.name, workers, progress)

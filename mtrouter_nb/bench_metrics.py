@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['GROUPS', 'CONFIG', 'RANDOM', 'BEST', 'BEST_TEST', 'ORACLE', 'PER_DATASET', 'PER_DATASET_TEST', 'CHOSEN', 'PEAK',
-           'KEYS', 'Scores', 'stack', 'dataset_table', 'best_single', 'best_per_dataset', 'bounds', 'avg_acc',
-           'sample_avg', 'total_cost', 'gain_at_random', 'gain_at_best', 'gap_at_oracle', 'ratio_of_averages',
-           'lead_over_best', 'config_table', 'pareto_frontier', 'Anchors', 'pareto_dist', 'hypervolume', 'perf_gain',
-           'cost_save', 'over_seeds', 'bench_table', 'perfcost']
+           'KEYS', 'Scores', 'stack', 'dataset_table', 'best_single', 'best_per_dataset', 'bounds', 'against',
+           'avg_acc', 'sample_avg', 'total_cost', 'gain_at_random', 'gain_at_best', 'gap_at_oracle',
+           'ratio_of_averages', 'lead_over_best', 'config_table', 'pareto_frontier', 'Anchors', 'pareto_dist',
+           'hypervolume', 'perf_gain', 'cost_save', 'over_seeds', 'bench_table', 'perfcost']
 
 # %% ../nbs/12a_bench_metrics.ipynb #cell-002
 import warnings
@@ -205,7 +205,19 @@ def bounds(train: OutcomeMatrix, test: OutcomeMatrix, seed: int) -> Scores:
     return stack(*(Scores.of(name, [np.nan], score[None], cost[None], test.items, seed, group)
                    for (name, group), (score, cost) in rows.items()))
 
-# %% ../nbs/12a_bench_metrics.ipynb #cell-031
+# %% ../nbs/12a_bench_metrics.ipynb #cell-030
+def against(scores: Scores, method: str) -> Scores:
+    """`scores` with `method` as the best single model: every gain, lead and saving over that one is then over it.
+
+    Raises `ValueError` where there is no single row of `method`.
+    """
+    names = scores.configs["method"]
+    if (n := (names == method).sum()) != 1: raise ValueError(f"There are {n} rows of {method!r}; keep one.")
+    kept = np.flatnonzero((names != BEST) | (names == method))
+    configs = scores.configs.iloc[kept].replace({"method": {method: BEST}}).reset_index(drop=True)
+    return Scores(configs, scores.items, scores.score[kept], scores.cost[kept], scores.seed)
+
+# %% ../nbs/12a_bench_metrics.ipynb #cell-033
 def _ratio(above, below) -> np.ndarray:
     "above / below, NaN where `below` is 0 or missing."
     above, below = np.broadcast_arrays(above, below)
@@ -228,7 +240,7 @@ def _lead(accuracy, reference) -> np.ndarray:
     "Mean over datasets of accuracy (R, k, D) less reference (R, D): (R, k)."
     return (accuracy - reference[:, None]).mean(-1)
 
-# %% ../nbs/12a_bench_metrics.ipynb #cell-033
+# %% ../nbs/12a_bench_metrics.ipynb #cell-035
 _AGAINST = {  # metric -> (reference, how to compare, sign)
     "GainAtRandom": (RANDOM, _mean_gain, 1), "GainAtBest": (BEST, _mean_gain, 1),
     "GapAtOracle": (ORACLE, _mean_gain, -1), "LeadOverBest": (BEST, _lead, 1),
@@ -245,7 +257,7 @@ def _config_metrics(grid: _Grid) -> dict:
             found[metric] = sign * compare(grid.accuracy, grid.accuracy[:, row])
     return found
 
-# %% ../nbs/12a_bench_metrics.ipynb #cell-035
+# %% ../nbs/12a_bench_metrics.ipynb #cell-037
 def _config_notes(grid: _Grid, metric: str) -> np.ndarray:
     "Per configuration (k): why `metric` is missing, or which datasets it leaves out; else empty."
     table, kind = (grid.cost, "cost") if metric == "Cost" else (grid.accuracy, "score")
@@ -265,7 +277,7 @@ def _metric(cells, metric) -> pd.DataFrame:
         raise ValueError(f"{metric} needs a row {_AGAINST[metric][0]!r}; stack `bounds` onto the scores.")
     return grid.configs.assign(value=found[0], note=_config_notes(grid, metric))
 
-# %% ../nbs/12a_bench_metrics.ipynb #cell-037
+# %% ../nbs/12a_bench_metrics.ipynb #cell-039
 def avg_acc(cells: pd.DataFrame) -> pd.DataFrame:
     "Unweighted mean of dataset accuracies: columns method, setting, group, value, note, as in the functions below."
     return _metric(cells, "AvgAcc")
@@ -280,7 +292,7 @@ def total_cost(cells: pd.DataFrame) -> pd.DataFrame:
     "USD on all items."
     return _metric(cells, "Cost")
 
-# %% ../nbs/12a_bench_metrics.ipynb #cell-039
+# %% ../nbs/12a_bench_metrics.ipynb #cell-041
 def gain_at_random(cells: pd.DataFrame) -> pd.DataFrame:
     "Gain@R, a fraction. Raises `ValueError` without a row Random."
     return _metric(cells, "GainAtRandom")
@@ -295,7 +307,7 @@ def gap_at_oracle(cells: pd.DataFrame) -> pd.DataFrame:
     "Gap@O, a fraction. Raises `ValueError` without a row Oracle."
     return _metric(cells, "GapAtOracle")
 
-# %% ../nbs/12a_bench_metrics.ipynb #cell-041
+# %% ../nbs/12a_bench_metrics.ipynb #cell-043
 def ratio_of_averages(cells: pd.DataFrame, metric: str) -> pd.DataFrame:
     "The older \"ImpRandom\", \"ImpMax\" or \"OracleGap\", a fraction. Raises `ValueError` without its reference's row."
     return _metric(cells, metric)
@@ -305,7 +317,7 @@ def lead_over_best(cells: pd.DataFrame) -> pd.DataFrame:
     "AvgAcc less that of Best Single. Raises `ValueError` without its row."
     return _metric(cells, "LeadOverBest")
 
-# %% ../nbs/12a_bench_metrics.ipynb #cell-043
+# %% ../nbs/12a_bench_metrics.ipynb #cell-045
 def config_table(cells: pd.DataFrame) -> pd.DataFrame:
     "One row per configuration: every metric above whose reference has a row, no_score, no_cost, and notes."
     grid = _grid(cells)
@@ -315,7 +327,7 @@ def config_table(cells: pd.DataFrame) -> pd.DataFrame:
     counts = cells.groupby(CONFIG, sort=False, dropna=False)[lacking].sum().reset_index(drop=True)
     return grid.configs.assign(**{m: v[0] for m, v in found.items()}, **counts, note=notes)
 
-# %% ../nbs/12a_bench_metrics.ipynb #cell-047
+# %% ../nbs/12a_bench_metrics.ipynb #cell-049
 def pareto_frontier(points: pd.DataFrame) -> pd.DataFrame:
     "`points`, of `config_table`, with the column on_frontier; bounds, and what lacks a number, never are."
     able = ((points["group"] != "bound") & points[["AvgAcc", "Cost"]].notna().all(axis=1)).to_numpy()
@@ -323,7 +335,7 @@ def pareto_frontier(points: pd.DataFrame) -> pd.DataFrame:
     if able.any(): on[able] = pareto_optimal(points["Cost"][able], points["AvgAcc"][able])
     return points.assign(on_frontier=on)
 
-# %% ../nbs/12a_bench_metrics.ipynb #cell-049
+# %% ../nbs/12a_bench_metrics.ipynb #cell-051
 @dataclass(frozen=True, eq=False)
 class Anchors:
     "Ends of the two axes, and the `frontier` (f, 2) of (cost, accuracy)."
@@ -354,7 +366,7 @@ def _anchored(points) -> Anchors:
     front = np.unique(points[pareto_optimal(points[:, 0], points[:, 1])], axis=0)
     return Anchors(points[:, 0].min(), points[:, 0].max(), points[:, 1].min(), points[:, 1].max(), front)
 
-# %% ../nbs/12a_bench_metrics.ipynb #cell-052
+# %% ../nbs/12a_bench_metrics.ipynb #cell-054
 def _steps(front) -> np.ndarray:
     "The staircase through `front` (f, 2), cheapest first: boxes (2f - 1, 2 axes, low and high)."
     x, y = front.T
@@ -366,7 +378,7 @@ def _steps(front) -> np.ndarray:
 _BOXES = {"points": lambda front: np.stack([front, front], axis=-1), "steps": _steps}
 _NORMS = {"L1": np.add, "L2": np.hypot}  # of the gaps on the two axes
 
-# %% ../nbs/12a_bench_metrics.ipynb #cell-054
+# %% ../nbs/12a_bench_metrics.ipynb #cell-056
 def _dominated(own, other) -> np.ndarray:
     "Whether each of `other` (..., f, 2) dominates each of `own` (..., n, 2): bool (..., n, f)."
     own, other = own[..., :, None, :], other[..., None, :, :]
@@ -384,7 +396,7 @@ def _distances(own, front, norm="L1", to="points") -> np.ndarray:
     nearest = np.where(_dominated(own, front).any(-1), distance, 0)
     return np.where(np.isnan(own).any(-1), np.nan, nearest)
 
-# %% ../nbs/12a_bench_metrics.ipynb #cell-056
+# %% ../nbs/12a_bench_metrics.ipynb #cell-058
 def _volume(own) -> float:
     "Share of the square with corners 0 and 1 that `own` (n, 2) dominate; above 1 where they go beyond it."
     if np.isnan(own).any(): return np.nan
@@ -398,7 +410,7 @@ def _volumes(own) -> np.ndarray:
     width = np.diff(cost.clip(max=1), append=1, axis=-1)
     return (np.maximum.accumulate(accuracy.clip(min=0), axis=-1) * width).sum(-1)
 
-# %% ../nbs/12a_bench_metrics.ipynb #cell-058
+# %% ../nbs/12a_bench_metrics.ipynb #cell-060
 def _by_method(points, value) -> pd.DataFrame:
     parts = points[points["group"] != "bound"].groupby(["method", "group"], sort=False)
     rows = [(*key, value(part[["Cost", "AvgAcc"]].to_numpy(float))) for key, part in parts]
@@ -421,7 +433,7 @@ def hypervolume(points: pd.DataFrame, anchors: Anchors = None, scale="linear") -
     anchors = anchors or Anchors.of(points)
     return _by_method(points, lambda part: _volume(anchors.axes(part, scale)))
 
-# %% ../nbs/12a_bench_metrics.ipynb #cell-061
+# %% ../nbs/12a_bench_metrics.ipynb #cell-063
 CHOSEN, PEAK = "validation", "test (paper's way)"
 _TOLERANCE = 1e-12  # the same answers summed in another order are not less accurate
 
@@ -444,7 +456,7 @@ def _saving(accuracy, cost, best) -> tuple:
     least = np.where(enough & ~np.isnan(cost), cost, np.inf).min(1, initial=np.inf)
     return 1 - _ratio(np.where(np.isfinite(least), least, np.nan), best[1]), enough.any(1).astype(float)
 
-# %% ../nbs/12a_bench_metrics.ipynb #cell-063
+# %% ../nbs/12a_bench_metrics.ipynb #cell-065
 def _against_best(points, value, reference) -> pd.DataFrame:
     "`value`(accuracy (1, s), cost (1, s), best) per method of `points`."
     rows = points[points["method"] == reference]
@@ -464,7 +476,7 @@ def cost_save(points: pd.DataFrame, reference: str = BEST) -> pd.DataFrame:
     "CostSave per method at the cheapest of its settings that reaches `reference`, the paper's way; missing without."
     return _against_best(points, lambda accuracy, cost, best: _saving(accuracy, cost, best)[0], reference)
 
-# %% ../nbs/12a_bench_metrics.ipynb #cell-066
+# %% ../nbs/12a_bench_metrics.ipynb #cell-068
 def _picks(validation: _Grid, reference: str) -> dict:
     "(method, metric) -> setting that validation chooses, as a list: empty where none qualifies."
     b, accuracy, cost = _need(validation, reference), validation.accuracy[0].mean(-1), validation.cost[0].sum(-1)
@@ -478,7 +490,7 @@ def _picks(validation: _Grid, reference: str) -> dict:
         picks[method, "CostSave"] = [] if cheap is None else [settings[enough[cheap]]]
     return picks
 
-# %% ../nbs/12a_bench_metrics.ipynb #cell-068
+# %% ../nbs/12a_bench_metrics.ipynb #cell-070
 def _of_settings(configs, mine, settings) -> np.ndarray:
     "Those of the rows `mine` whose setting is among `settings`; NaN is the setting of a method without one."
     return mine[np.isin(configs["setting"].to_numpy()[mine], settings) |
@@ -516,7 +528,7 @@ def _judged(grid, accuracy, cost, best, use, way, reference):
         spent = cost[:, cheap[0]] if len(cheap) else np.full(len(cost), np.nan)
         yield "Saving", 1 - _ratio(spent, best[1]), said(cheap)
 
-# %% ../nbs/12a_bench_metrics.ipynb #cell-070
+# %% ../nbs/12a_bench_metrics.ipynb #cell-072
 def _draws(runs: Sequence[Scores], resamples: int, seed: int) -> dict:
     """Dataset -> (item ids, how often each is drawn (1 + resamples, ids)), once for all `runs`; the first row is ones.
 
@@ -530,7 +542,7 @@ def _draws(runs: Sequence[Scores], resamples: int, seed: int) -> dict:
         draws[dataset] = pd.Index(sorted(ids)), np.vstack([np.ones((1, n)), counts]).astype("i2")
     return draws
 
-# %% ../nbs/12a_bench_metrics.ipynb #cell-072
+# %% ../nbs/12a_bench_metrics.ipynb #cell-074
 def _config_rows(grid: _Grid) -> list:
     rows = []
     for metric, values in _config_metrics(grid).items():
@@ -570,7 +582,7 @@ def _pareto_rows(grid: _Grid, anchors: Anchors = None) -> list:
                  for metric, values in by_metric.items()]
     return rows
 
-# %% ../nbs/12a_bench_metrics.ipynb #cell-073
+# %% ../nbs/12a_bench_metrics.ipynb #cell-075
 KEYS = ["method", "setting", "group", "metric", "chosen"]
 
 
@@ -599,7 +611,7 @@ def _grids(runs, validations, resamples, seed):
     for run, held in zip(runs, validations or [None] * len(runs)):
         yield _measured(run, draws), held and _measured(held)
 
-# %% ../nbs/12a_bench_metrics.ipynb #cell-074
+# %% ../nbs/12a_bench_metrics.ipynb #cell-076
 def over_seeds(runs: Sequence[Scores], validations: Sequence[Scores] = None, reference: str = BEST,
                anchors: Anchors = None, resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
     """Every metric of every configuration and method, averaged over `runs`, one per seed of the split.
@@ -617,7 +629,7 @@ def over_seeds(runs: Sequence[Scores], validations: Sequence[Scores] = None, ref
     rows = [({"setting": np.nan} | row, values) for row, values in rows]
     return _summary(rows)
 
-# %% ../nbs/12a_bench_metrics.ipynb #cell-076
+# %% ../nbs/12a_bench_metrics.ipynb #cell-078
 def bench_table(scores: Scores, validation: Scores = None, **options) -> pd.DataFrame:
     "`over_seeds` of one split: one row per (method, setting, metric) with value, low, high."
     return over_seeds([scores], validation and [validation], **options)

@@ -22,9 +22,10 @@ from filelock import FileLock
 
 from .demo import load_demo
 from .outcomes import OutcomeError, OutcomeMatrix, from_frame
-from .pool import data_dir, demo_pool
-from .sources import DownloadError, cache_dir, data_homes, download_files, sample_tasks
-from .turns import json_lines
+from .pool import ModelPool, data_dir
+from .sources import (DownloadError, cache_dir, data_homes, download_files, load_mint, mint_models, pool_of,
+                                 sample_tasks)
+from .turns import TurnLog, json_lines
 
 # %% ../nbs/10a_benchmarks.ipynb #cell-005
 def _files(root, pattern: str) -> list[Path]:
@@ -302,7 +303,7 @@ def _cached(name: str, progress: bool) -> Path:
     return folder
 
 # %% ../nbs/10a_benchmarks.ipynb #cell-032
-OUTCOME_SOURCES = ("zeroeval", "bfcl", "mcpmark", "demo")
+OUTCOME_SOURCES = ("zeroeval", "bfcl", "mcpmark", "mint", "demo")
 _LEFT_OUT = {"zeroeval": {"o1-mini-2024-09-12"}, "bfcl": set(), "mcpmark": {"claude-opus-4-1"}}
 _ABOUT = {"zeroeval": ["prompt"], "bfcl": ["prompt", "n_functions"], "mcpmark": ["prompt", "category", "difficulty"]}
 
@@ -329,11 +330,15 @@ def _mcpmark_frame(folder: Path) -> pd.DataFrame:
 _FRAMES = {"zeroeval": _zeroeval_frame, "bfcl": _bfcl_frame, "mcpmark": _mcpmark_frame}
 
 # %% ../nbs/10a_benchmarks.ipynb #cell-034
-def _demo_frame() -> tuple[pd.DataFrame, pd.DataFrame]:
-    "(outcomes, items) of the demo log's episodes, at the demo pool's invented prices."
-    log = load_demo()
+def _log(name: str, progress: bool = True) -> TurnLog:
+    "The log of turns behind a source whose items are whole tasks."
+    return load_demo() if name == "demo" else load_mint(mint_models(), progress)
+
+
+def _episode_frame(log: TurnLog, pool: ModelPool) -> tuple[pd.DataFrame, pd.DataFrame]:
+    "(outcomes, items): what each model scored and cost, at the prices of `pool`, that did a task from start to end."
     frame = log.episodes.merge(log.tasks[["task_id", "domain"]]).rename(columns=dict(domain="dataset"))
-    return frame.assign(cost_usd=_cost(frame, demo_pool().table)), log.tasks
+    return frame.assign(cost_usd=_cost(frame, pool.table)), log.tasks
 
 
 def _known(name: str, wanted: Iterable[str] | None, models: set, left_out: set) -> list[str]:
@@ -346,15 +351,18 @@ def _known(name: str, wanted: Iterable[str] | None, models: set, left_out: set) 
 
 
 def load_outcomes(name: str, models: Iterable[str] | None = None, progress: bool = True) -> OutcomeMatrix:
-    """Outcomes of "zeroeval", "bfcl", "mcpmark" or "demo": found as tables, else downloaded, converted and cached.
+    """Outcomes of one of `OUTCOME_SOURCES`: found as tables, else downloaded, converted and cached.
 
-    models: in this order; None: ZeroEval's 26 (without o1-mini), BFCL's 71, MCPMark's 38 with four runs, the demo's 4.
-    Latencies are in seconds (MCPMark: wall time of a run). Raises `OutcomeError` for an unknown source or model,
-    `DownloadError` when data is neither here nor in reach.
+    "mint" and "demo": a task from start to end is one item, so a model is chosen once for all its turns. models: in
+    this order; None: ZeroEval's 26 (without o1-mini), BFCL's 71, MCPMark's 38 with four runs, MINT's 52 (at assumed
+    prices), the demo's 4. Latencies are in seconds (MCPMark: wall time of a run). Raises `OutcomeError` for an unknown
+    source or model, `DownloadError` when data is neither here nor in reach.
     """
     if name not in OUTCOME_SOURCES:
         raise OutcomeError(f"{name!r} is not one of {', '.join(OUTCOME_SOURCES)}; for a table of yours see from_frame.")
-    if name == "demo": (frame, items), about = _demo_frame(), ["prompt"]
+    if name in ("mint", "demo"):
+        log = _log(name, progress)
+        (frame, items), about = _episode_frame(log, pool_of(log)), ["prompt"]
     else:
         folder, about = find_outcomes(name) or _cached(name, progress), _ABOUT[name]
         frame, items = _FRAMES[name](folder), pd.read_parquet(folder / "tasks.parquet")
@@ -383,13 +391,14 @@ def bfcl_pool(fields: Iterable[str] = _MEASURED) -> list[str]:
 
 
 def load_answers(name: str = "zeroeval", progress: bool = True) -> pd.DataFrame:
-    """Columns task_id, model, answer: what models wrote. "zeroeval" (`ANSWER_MODELS` only) or "demo" (all actions).
+    """Columns task_id, model, answer: what models wrote: "zeroeval" (of `ANSWER_MODELS`), "mint", "demo" (all actions).
 
     Raises `OutcomeError` for a source without answer texts.
     """
     if name == "zeroeval": return pd.read_parquet((find_outcomes(name) or _cached(name, progress)) / "answers.parquet")
-    if name != "demo": raise OutcomeError(f"Answer texts are kept of zeroeval and demo, not of {name!r}.")
-    said = load_demo().turns.groupby(["task_id", "model"]).action.agg("\n".join)
+    if name not in ("mint", "demo"):
+        raise OutcomeError(f"Answer texts are kept of zeroeval, mint and demo, not of {name!r}.")
+    said = _log(name, progress).turns.groupby(["task_id", "model"]).action.agg("\n".join)
     return said.rename("answer").reset_index()
 
 # %% ../nbs/10a_benchmarks.ipynb #cell-041

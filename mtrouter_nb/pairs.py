@@ -297,10 +297,11 @@ class FrugalGPT:
 
     def fit(self, matrix: OutcomeMatrix, queries: Queries) -> "FrugalGPT":
         "Train the scorer, then choose cascades. Raises LacksInput where there are no answers to read."
-        answered = [m for m in matrix.models if not self.sees_answer or m in (queries.answers or {})]
-        if not answered: raise LacksInput("needs answer texts")
-        pair = _columns(matrix, self.pair, answered)
-        self.models, self.readable = matrix.models, [m for m in pair if matrix.models[m] in answered]
+        answered = [m for m in matrix.models if m in (queries.answers or {})]
+        if self.sees_answer and not answered: raise LacksInput("needs answer texts")
+        pair = _columns(matrix, self.pair, answered or None)
+        self.models = matrix.models
+        self.readable = [m for m in pair if not self.sees_answer or self.models[m] in answered]
         if not self.readable: raise LacksInput(f"needs answer texts of {' or '.join(self.pair)}")
         chance = self._train_scorer(matrix, queries)
         self._choose_cascades(self._candidates(pair, chance), chance, matrix.score, matrix.cost)

@@ -251,11 +251,13 @@ def run_jobs(jobs, workers: int = 2, force: bool = False) -> list[str]:
         for job, seconds, error, running in _finished(stale, workers):
             if error:
                 failed.append(job.name)
-                tqdm.write(f"     FAILED  {job.key}  {seconds:.1f} s  {error}  (see build/failed/{job.name}.ipynb)")
+                line = f"     FAILED  {job.key}  {seconds:.1f} s  {error}  (see build/failed/{job.name}.ipynb)"
             else:
                 state[job.key] = dict(fingerprint=job.fingerprint, seconds=round(seconds, 1), outputs=_outputs(job))
                 write_atomic(_state_file(), json.dumps(state, indent=1))
-                tqdm.write(f"       made  {job.key}  {seconds:.1f} s")
+                line = f"       made  {job.key}  {seconds:.1f} s"
+            tqdm.write(line)
+            sys.stdout.flush()  # into a file or a pipe, too, as it comes
             bar.update()
             bar.set_postfix_str(", ".join(running))
     return failed
@@ -326,8 +328,14 @@ def plan(notebooks, profile="full", source="mint", logs=(), extra=None) -> list[
     return jobs
 
 # %% ../nbs/15_reproduce.ipynb #cell-040
-_FIRST_SECONDS = {("full", "published"): 15, ("full", "logged"): 600,
-                  ("smoke", "published"): 15, ("smoke", "logged"): 80}
+_FIRST_SECONDS = {("full", "mint"): 500, ("full", "outcomes"): 120, ("smoke", "mint"): 80, ("smoke", "outcomes"): 12}
+
+
+def _expected_seconds(job: Job, state: dict) -> float:
+    if job.key in state: return state[job.key]["seconds"]
+    return 15 if job.evidence == "published" else _FIRST_SECONDS[job.parameters["PROFILE"], _kind(job.notebook)]
+
+
 _DISK_GB = 0.3  # logs, embeddings and executed notebooks; .venv holds 1.8 GB besides
 
 
@@ -338,11 +346,11 @@ def _download(needed: dict) -> str:
     return "; ".join(missing) or f"nothing ({' and '.join(_LOGS[kind] for kind in needed)} are here)"
 
 
-def _announcement(jobs, profile, workers, force, needed) -> str:
+def _announcement(jobs, workers, force, needed) -> str:
     "One line: how long, how much disk, what will be downloaded."
     state = _load_state()
     stale = [job for job in jobs if force or not is_fresh(job, state)]
-    guesses = [state.get(job.key, {}).get("seconds", _FIRST_SECONDS.get((profile, job.evidence), 60)) for job in stale]
+    guesses = [_expected_seconds(job, state) for job in stale]
     seconds = max([sum(guesses) / workers, *guesses], default=1)
     length = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
     return (f"reproduce: {len(stale)} of {len(jobs)} notebooks, about {length} with {workers} workers; "
@@ -395,7 +403,7 @@ def _reproduce(options) -> int:
             mine = [p for p in notebooks if _kind(p) == kind]
             jobs += plan(mine, options.profile, source, logs.get(kind, []), extra)
         return jobs
-    print(_announcement(planned(), options.profile, options.workers, options.force, logs), flush=True)
+    print(_announcement(planned(), options.workers, options.force, logs), flush=True)
     for kind in [kind for kind in kinds if not logs[kind]]:
         logs[kind], reason = _fetched(kind, options.source == "mint")
         if reason: why[kind] = reason

@@ -1,5 +1,6 @@
 """Every router of the bench on a made-up world: no look at test labels, stored once, chosen on validation."""
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -55,6 +56,18 @@ def test_fits_are_stored_and_not_made_again(world, tmp_path, monkeypatch):
     for key, fit in first.fits.items():
         for field, value in vars(fit).items():
             if field != "note": np.testing.assert_array_equal(value, getattr(again.fits[key], field))
+
+
+def test_a_maker_that_changes_is_fitted_anew(world, tmp_path, monkeypatch):
+    monkeypatch.setenv("MTROUTER_CACHE", str(tmp_path))
+
+    def fitted(make): return B.bench_results(*world, {"mine": make}, (42,), 1, False).fits["mine", 42]
+    def narrow(seed): return NearestNeighbours(ks=(1,), seed=seed)
+    def wide(seed): return NearestNeighbours(ks=(40,), seed=seed)
+    one, two = fitted(narrow), fitted(wide)
+    assert not np.array_equal(one.answerer, two.answerer)
+    three, four = (fitted(partial(NearestNeighbours, ks, .1)) for ks in ((1,), (40,)))
+    assert np.array_equal(three.answerer, one.answerer) and np.array_equal(four.answerer, two.answerer)
 
 
 def test_the_setting_is_chosen_on_validation_rows_alone(world, tmp_path, monkeypatch):

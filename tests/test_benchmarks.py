@@ -13,12 +13,13 @@ import pandas as pd
 import pytest
 
 from mtrouter_nb import benchmarks
-from mtrouter_nb.benchmarks import (ANSWER_MODELS, OUTCOME_SOURCES, OUTCOME_URLS, bfcl_pool, final_answer,
+from mtrouter_nb.benchmarks import (ANSWER_MODELS, OUTCOME_URLS, bfcl_pool, final_answer,
                                     find_outcomes, is_correct, list_prices, load_all, load_answers, load_outcomes,
                                     measured_models, outcome_manifest, read_bfcl_upstream, read_mcpmark_upstream,
                                     read_zeroeval_upstream, sample_items)
 from mtrouter_nb.outcomes import OutcomeError
-from mtrouter_nb.sources import DownloadError, data_homes
+from mtrouter_nb.pool import MINT_POOL
+from mtrouter_nb.sources import DownloadError, data_homes, find_mint
 from mtrouter_nb.turns import LogError
 
 READERS = {"zeroeval": read_zeroeval_upstream, "bfcl": read_bfcl_upstream, "mcpmark": read_mcpmark_upstream}
@@ -267,17 +268,32 @@ def test_answers_belong_to_items(reference):
     with pytest.raises(OutcomeError, match="not of 'bfcl'"): load_answers("bfcl")
 
 
+def test_tasks_of_mint_from_start_to_end(reference):
+    folder, model = find_mint(MINT_POOL), "gpt-4-0613"
+    matrix = load_outcomes("mint", MINT_POOL)
+    tasks, episodes, turns = (pd.read_parquet(folder / f"{t}.parquet") for t in ("tasks", "episodes", "turns"))
+    own = episodes[episodes.model == model].set_index("task_id")
+    assert matrix.models == MINT_POOL and set(matrix.items["item_id"]) == set(tasks.task_id) and len(matrix) == 586
+    rows = own.loc[matrix.items["item_id"]]
+    assert np.array_equal(matrix.score[:, 0], rows.success)
+    price_in, price_out = pd.read_csv(folder / "prices.csv", index_col="model").loc[model].iloc[:2].astype(float)
+    assert np.allclose(matrix.cost[:, 0], (rows.input_tokens * price_in + rows.output_tokens * price_out) / 1e6)
+    said = load_answers("mint").set_index(["model", "task_id"]).answer.loc[model]
+    last = turns[turns.model == model].sort_values("turn").groupby("task_id").action.last()
+    assert all(said[task].endswith(last[task]) for task in last.index) and len(said) == 586
+
+
 def test_names_that_are_not_there(reference):
     for name in ("zeroeval", "bfcl", "mcpmark"):
         with pytest.raises(OutcomeError, match=f"^{name} has no model 'gpt-9'; it has "): load_outcomes(name, ["gpt-9"])
-    with pytest.raises(OutcomeError, match="'mint' is not one of zeroeval"): load_outcomes("mint")
+    with pytest.raises(OutcomeError, match="'zero' is not one of zeroeval"): load_outcomes("zero")
     for args in [("zeroeval",), ("auto", "quick")]:
         with pytest.raises(ValueError, match="is not one of"): load_all(*args)
 
 
 def test_all_of_them(reference):
     full, small = load_all(), load_all(profile="smoke")
-    assert [m.name for m in full] == [m.name for m in small] == [n for n in OUTCOME_SOURCES if n != "demo"]
+    assert [m.name for m in full] == [m.name for m in small] == list(OUTCOME_URLS)
     for big, few in zip(full, small):
         assert len(few.models) == 6 and set(few.models) < set(big.models) and few.datasets == big.datasets
         assert few.items["item_id"].nunique() == 48 and not np.isnan(few.score).any()

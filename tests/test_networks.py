@@ -16,7 +16,7 @@ from mtrouter_nb.single_turn import Queries
 
 KINDS = [ModelSAT, lambda **k: GraphRouter(steps=100, **k), MTRouterSingle]  # as far as it takes to see what changes
 IDS = ["MODEL-SAT", "GraphRouter", "MTRouter"]
-SCORE_ONLY = [ModelSAT, lambda **k: GraphRouter(steps=1000, cost_weights=(0.0,), **k), MTRouterSingle]
+SCORE_ONLY = [ModelSAT, lambda **k: GraphRouter(cost_weights=(0.0,), **k), MTRouterSingle]
 
 
 def planted(n, seed, d=32, cost=(.01, .02, .05, 1.0)):
