@@ -85,26 +85,29 @@ def every_look(router: SingleTurnRouter, matrix: OutcomeMatrix, queries: Queries
     if isinstance(router, GraphRouter):
         watched = _Watched(**asdict(router), asked=asked).fit(matrix, queries)
         return np.stack([watched.choose(asked).ranking, *watched.said])
+    return _at_each_look(router, matrix, queries, lambda: router.choose(asked).ranking)
+
+
+def _at_each_look(router, matrix, queries, ask: Callable) -> np.ndarray:
+    "What `ask` returns once `router` is fitted, and with its network as it was at each look."
     with _states((_Factors, _Dual, _Satisfaction)) as states: router.fit(matrix, queries)
-    kept, network = router.choose(asked).ranking, getattr(router, "router", router).network
-    return np.stack([kept, *(_asked_as(router, network, state, asked) for state in states)])
-
-
-def _asked_as(router, network, state, asked):
-    network.load_state_dict(state)
-    return router.choose(asked).ranking
+    network, said = getattr(router, "router", router).network, [ask()]
+    for state in states:
+        network.load_state_dict(state)
+        said.append(ask())
+    return np.stack(said)
 
 # %% ../nbs/13d_defects.ipynb #cell-010
 RIGHT, NOISE, PEAK, BOTH = "right", "noise when routing", "epoch by test score", "both"
-STUDIED: dict[str, Callable] = {
-    "RouterDC": routerdc, "EmbedLLM": embedllm, "MODEL-SAT": lambda seed: ModelSAT(seed=seed),
-    "GraphRouter": lambda seed: GraphRouter(seed=seed),
-}
-
-
 def noisy_embedllm(seed: int = 0) -> Utility:
     "`embedllm` with noise when it routes."
     return Utility(NoisyEmbedLLM(**asdict(embedllm(seed).router)), "EmbedLLM")
+
+
+STUDIED: dict[str, Callable] = {
+    "RouterDC": routerdc, "EmbedLLM": noisy_embedllm, "MODEL-SAT": lambda seed: ModelSAT(seed=seed),
+    "GraphRouter": lambda seed: GraphRouter(seed=seed),
+}
 
 
 def chosen_by_slip(said: np.ndarray, matrix: OutcomeMatrix, names=(RIGHT, PEAK)) -> dict:
@@ -119,14 +122,23 @@ def chosen_by_slip(said: np.ndarray, matrix: OutcomeMatrix, names=(RIGHT, PEAK))
 def _slips(matrix, queries, seed) -> pd.DataFrame:
     "Columns method, slip, answerer: every slip of every router on the test rows of a seed."
     train, *_, test = rows_of(matrix, seed)
-    learn, known = matrix.take(train), queries.take(train)
+    learn, known, asked, met = matrix.take(train), queries.take(train), queries.take(test), matrix.take(test)
+    parts = []
+    for name, make in STUDIED.items():
+        if name == "EmbedLLM":
+            clean, noisy = _with_and_without(make(seed), learn, known, asked)
+            chosen = chosen_by_slip(clean, met) | chosen_by_slip(noisy, met, (NOISE, BOTH))
+        else: chosen = chosen_by_slip(every_look(make(seed), learn, known, asked), met)
+        parts += [pd.DataFrame(dict(method=name, slip=slip, answerer=who)) for slip, who in chosen.items()]
+    return pd.concat(parts, ignore_index=True)
 
-    def chosen(router, names=(RIGHT, PEAK)):
-        return chosen_by_slip(every_look(router, learn, known, queries.take(test)), matrix.take(test), names)
-    found = {name: chosen(make(seed)) for name, make in STUDIED.items()}
-    found["EmbedLLM"] |= chosen(noisy_embedllm(seed), (NOISE, BOTH))
-    return pd.concat([pd.DataFrame(dict(method=name, slip=slip, answerer=answerer))
-                      for name, slips in found.items() for slip, answerer in slips.items()], ignore_index=True)
+
+def _with_and_without(utility, matrix, queries, asked):
+    "`every_look` of EmbedLLM, and of it with noise, from one fit: noise when routing changes nothing of the learning."
+    router = utility.router
+    both = _at_each_look(utility, matrix, queries, lambda: np.stack([
+        EmbedLLM.predict(router, asked.embeddings), router.predict(asked.embeddings)]))
+    return both[:, 0], both[:, 1]
 
 
 def blind_frugalgpt(seed: int = 0) -> FrugalGPT:
@@ -134,8 +146,8 @@ def blind_frugalgpt(seed: int = 0) -> FrugalGPT:
     return FrugalGPT(sees_answer=False, seed=seed, name="FrugalGPT, blind")
 
 
-def _stored_slips(matrix, queries, seed, folder): return _stored(folder, f"{seed}", lambda: dict(
-    slips=_slips(matrix, queries, seed)))["slips"]
+def _stored_slips(matrix, queries, seed, folder):
+    return _stored(folder, f"{seed}", lambda: dict(slips=_slips(matrix, queries, seed)))["slips"]
 
 
 def slips(matrix: OutcomeMatrix, queries: Queries, seeds=SEEDS, workers: int = 2, progress: bool = True) -> dict:

@@ -221,8 +221,8 @@ class _Graph(nn.Module):
 class GraphRouter:
     """Which edges of the graph of prompts and models lead to the best model, for three utilities.
 
-    `cost_weights`: share of cost in each utility. The network is kept that brought the best utility on held-out
-    prompts, looked at every `every` steps: `utilities_`, a list per setting.
+    `cost_weights`: share of cost in each utility. Training ends when `patience` steps brought no better utility on
+    held-out prompts, looked at every `every` steps: `utilities_`, a list per setting.
     """
     cost_weights: tuple = (0.0, 0.5, 0.8)
     dim: int = 8
@@ -232,6 +232,7 @@ class GraphRouter:
     weight_decay: float = 1e-4
     steps: int = 2000
     every: int = 20
+    patience: int = 500
     validation: float = 0.1
     seed: int = 0
     name: str = "GraphRouter"
@@ -283,7 +284,8 @@ class GraphRouter:
             if (step + 1) % self.every and step + 1 < self.steps: continue
             models, gain = self._look(net, data, known, q[held], task[held], utility[held])
             found.append(gain)
-            if len(found) == 1 or gain > best: best, state, kept = gain, _weights(net), models
+            if len(found) == 1 or gain > best: best, state, kept, when = gain, _weights(net), models, step
+            elif step - when >= self.patience: break
         self.utilities_[weight] = found
         net.load_state_dict(state)
         return kept

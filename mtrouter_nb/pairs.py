@@ -276,9 +276,9 @@ class FrugalGPT:
 
     `pair`: by name; None: `choose_pair` on the training rows, the small one with known answers. Needs
     `queries.answers` of a model that is called first. `sees_answer=False`: the benchmark's scorer, to which all
-    models look the same; it needs no answers. Published: depth 2, label, weight decay, warm-up, the budget of
-    $0.02, which is the first of `budgets`. In place of a fine-tuned encoder (2 epochs at 3e-5, batches of 4), heads on
-    frozen vectors.
+    models look the same; it needs no answers (where there are some, its pair is that of the scorer that sees them).
+    Published: depth 2, label, weight decay, warm-up, the budget of $0.02, which is the first of `budgets`. In place of
+    a fine-tuned encoder (2 epochs at 3e-5, batches of 4), heads on frozen vectors.
     """
     pair: tuple | None = None
     sees_answer: bool = True

@@ -328,7 +328,7 @@ def plan(notebooks, profile="full", source="mint", logs=(), extra=None) -> list[
     return jobs
 
 # %% ../nbs/15_reproduce.ipynb #cell-040
-_FIRST_SECONDS = {("full", "mint"): 500, ("full", "outcomes"): 120, ("smoke", "mint"): 80, ("smoke", "outcomes"): 12}
+_FIRST_SECONDS = {("full", "mint"): 500, ("full", "outcomes"): 160, ("smoke", "mint"): 80, ("smoke", "outcomes"): 12}
 
 
 def _expected_seconds(job: Job, state: dict) -> float:

@@ -77,11 +77,15 @@ def test_a_noisy_router_contradicts_itself_and_learns_the_same(world):
 
 def test_the_study_is_stored_and_scores_follow_from_the_table(world, tmp_path, monkeypatch):
     monkeypatch.setenv("MTROUTER_CACHE", str(tmp_path))
-    monkeypatch.setattr(D, "STUDIED", {n: SMALL[n] for n in ("RouterDC", "EmbedLLM")})
-    monkeypatch.setattr(D, "noisy_embedllm", lambda seed: Utility(D.NoisyEmbedLLM(epochs=8, seed=seed), "EmbedLLM"))
+    noisy = dict(epochs=8, batch_size=128)
+    monkeypatch.setattr(D, "STUDIED", SMALL | {
+        "EmbedLLM": lambda seed: Utility(D.NoisyEmbedLLM(**noisy, seed=seed), "EmbedLLM")})
     first = D.slips(*world, (42, 999), workers=1, progress=False)
     assert first["EmbedLLM"][0].configs["method"].tolist() == [D.RIGHT, D.PEAK, D.NOISE, D.BOTH]
-    monkeypatch.setattr(D, "every_look", None)
+    train, *_, test = rows_of(world[0], 42)
+    alone = SMALL["EmbedLLM"](42).fit(world[0].take(train), world[1].take(train)).choose(world[1].take(test))
+    assert np.array_equal(first["EmbedLLM"][0].score[0], alone.outcome(world[0].take(test))[0][0]), "as without noise"
+    monkeypatch.setattr(D, "_slips", None)
     again = D.slips(*world, (42, 999), workers=1, progress=False)
     for method, scores in first.items():
         for seed, a, b in zip((42, 999), scores, again[method]):
