@@ -11,7 +11,6 @@ import hashlib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from io import BytesIO
 from pathlib import Path
 from urllib.parse import quote
@@ -204,25 +203,24 @@ def _references(matrix, train, test, seed):
     return (Scores.of_models(matrix.take(test), seed), bounds(matrix.take(train), matrix.take(test), seed))
 
 
-def _file(name: str, make: Callable) -> str:
-    "A name for the fits of a router: its own, and the code behind `make`."
-    made_by, fixed = (make.func, repr((make.args, make.keywords))) if isinstance(make, partial) else (make, "")
-    package, _, module = made_by.__module__.rpartition(".")
-    code = fixed + (_logic(module) if package == "mtrouter_nb" else inspect.getsource(made_by))
-    return f"{quote(name, safe='')}-{hashlib.sha256(code.encode()).hexdigest()[:8]}"
+def _file(name: str, router) -> str:
+    "A name for the fit of `router`: what it is called, all its settings, and the code of its class."
+    package, _, module = type(router).__module__.rpartition(".")
+    try: code = _logic(module) if package == "mtrouter_nb" else inspect.getsource(type(router))
+    except (OSError, TypeError): code = ""  # typed into an interpreter
+    return f"{quote(name, safe='')}-{hashlib.sha256((repr(router) + code).encode()).hexdigest()[:8]}"
 
 
 def bench_results(matrix: OutcomeMatrix, queries: Queries, routers: dict = None, seeds=SEEDS, workers: int = 2,
                   progress: bool = True) -> Bench:
     """Fits of `routers` (name -> make(seed); all when None) on every seed, from the cache or computed now.
 
-    A fit is known by the router's name and the source of its `make` (in this package: of that whole module). Where what
-    `make` calls lies elsewhere and changes, give the router a new name.
+    A fit is known by the router's name, class and `repr`, which is to tell all settings, as that of a dataclass does.
     """
     routers = ROUTERS if routers is None else routers
     folder = cache_dir() / "results" / f"bench-{_key(matrix, queries, ''.join(map(_logic, _CODE)))}"
     folder.mkdir(parents=True, exist_ok=True)
-    path = {(name, seed): folder / f"{_file(name, make)}-{seed}.npz"
+    path = {(name, seed): folder / f"{_file(name, make(seed))}-{seed}.npz"
             for name, make in routers.items() for seed in seeds}
     with FileLock(folder / "lock"):
         missing = [(matrix, queries, routers[name], seed, p) for (name, seed), p in path.items() if not p.exists()]

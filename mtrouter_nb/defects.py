@@ -113,7 +113,7 @@ STUDIED: dict[str, Callable] = {
 def chosen_by_slip(said: np.ndarray, matrix: OutcomeMatrix, names=(RIGHT, PEAK)) -> dict:
     """Slip -> models chosen (n,), from what `every_look` found, and the scores `matrix` of the prompts asked: the
     router as it should be, and by its most accurate look."""
-    answerer = said.argmax(2)
+    answerer = np.where(np.isnan(said), -np.inf, said).argmax(2)
     score = matrix.score[np.arange(len(matrix)), answerer].T
     accuracy = mean_of_datasets(score, np.ones((1, len(matrix))), matrix.dataset)[0]
     return dict(zip(names, (answerer[0], answerer[1 + np.nanargmax(accuracy[1:])])))
@@ -152,7 +152,7 @@ def _stored_slips(matrix, queries, seed, folder):
 
 def slips(matrix: OutcomeMatrix, queries: Queries, seeds=SEEDS, workers: int = 2, progress: bool = True) -> dict:
     "method -> one `Scores` per seed, with a row per slip (the method's name there), computed once."
-    key = _key(matrix, queries, "".join(map(_logic, (*_CODE, "defects"))))
+    key = _key(matrix, queries, "".join(map(_logic, (*_CODE, "bench_analyses", "defects"))))
     folder = cache_dir() / "results" / f"slips-{key}"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock"):

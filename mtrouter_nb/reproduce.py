@@ -266,9 +266,10 @@ def run_jobs(jobs, workers: int = 2, force: bool = False) -> list[str]:
 _LOGS = {"mint": "MINT's logs", "outcomes": "the outcomes of ZeroEval, BFCL and MCPMark"}
 
 
-def _kind(path) -> str:
-    "Which of `_LOGS` the notebook at `path` reads, unless it reads none."
-    return "outcomes" if path.parent.name == "llmrouterbench" else "mint"
+def _kinds(path) -> tuple:
+    "Which of `_LOGS` the notebook at `path` reads: its parameter `READS`, else by its folder."
+    usual = "outcomes" if path.parent.name == "llmrouterbench" else "mint"
+    return tuple(notebook_parameters(path).get("READS", usual).split())
 
 
 def _find_logs(kind: str) -> list:
@@ -333,7 +334,8 @@ _FIRST_SECONDS = {("full", "mint"): 500, ("full", "outcomes"): 160, ("smoke", "m
 
 def _expected_seconds(job: Job, state: dict) -> float:
     if job.key in state: return state[job.key]["seconds"]
-    return 15 if job.evidence == "published" else _FIRST_SECONDS[job.parameters["PROFILE"], _kind(job.notebook)]
+    return 15 if job.evidence == "published" else _FIRST_SECONDS.get(
+        (job.parameters["PROFILE"], _kinds(job.notebook)[0]), 60)
 
 
 _DISK_GB = 0.3  # logs, embeddings and executed notebooks; .venv holds 1.8 GB besides
@@ -392,16 +394,16 @@ def _fetched(kind, strict) -> tuple:
 def _reproduce(options) -> int:
     notebooks = paper_notebooks(options.only)
     logged = [p for p in notebooks if notebook_parameters(p).get("EVIDENCE") != "published"]
-    kinds = list(dict.fromkeys(map(_kind, logged))) if options.source != "demo" else []
+    kinds = list(dict.fromkeys(k for p in logged for k in _kinds(p))) if options.source != "demo" else []
     logs, why = {kind: _find_logs(kind) for kind in kinds}, {}
     extra = {k: _literal(v) for k, _, v in (p.partition("=") for p in options.param)}
 
     def planned():
         jobs = []
-        for kind in _LOGS:
-            source = "demo" if kind in why or options.source == "demo" else "mint"
-            mine = [p for p in notebooks if _kind(p) == kind]
-            jobs += plan(mine, options.profile, source, logs.get(kind, []), extra)
+        for read in sorted(set(map(_kinds, notebooks))):
+            source = "demo" if set(read) & set(why) or options.source == "demo" else "mint"
+            folders = [folder for kind in read for folder in logs.get(kind, [])]
+            jobs += plan([p for p in notebooks if _kinds(p) == read], options.profile, source, folders, extra)
         return jobs
     print(_announcement(planned(), options.workers, options.force, logs), flush=True)
     for kind in [kind for kind in kinds if not logs[kind]]:
@@ -411,7 +413,7 @@ def _reproduce(options) -> int:
     for kind, reason in why.items():
         lost = f"{_LOGS[kind][0].upper()}{_LOGS[kind][1:]} are not here and could not be fetched"
         print(f"{lost}, so the demo log stood in for them. {reason}")
-        if options.profile == "full": _left_alone([p for p in logged if _kind(p) == kind], f"{lost}.")
+        if options.profile == "full": _left_alone([p for p in logged if kind in _kinds(p)], f"{lost}.")
     if why and options.strict: print("STRICT: missing logs are a failure.", file=sys.stderr)
     if failed: print(f"failed: {', '.join(failed)}; executed copies are in build/failed/.", file=sys.stderr)
     return int(bool(failed) or bool(why and options.strict))

@@ -206,9 +206,9 @@ def embedllm_published(seed: int = 0) -> Utility:
 
 
 def embedllm(seed: int = 0) -> Utility:
-    """EmbedLLM in a tenth of the time: ten times the published learning rate, an eighth of its epochs.
+    """EmbedLLM at ten times the published learning rate, for an eighth of its epochs.
 
-    `bench_defects` holds the two against each other on prompts held out of the training part.
+    `bench_defects` holds the two against each other on training prompts set aside for this.
     """
     return Utility(EmbedLLM(learning_rate=1e-3, epochs=64, patience=6, seed=seed), "EmbedLLM")
 

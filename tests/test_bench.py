@@ -10,7 +10,8 @@ from mtrouter_nb import bench as B
 from mtrouter_nb.agreement import AgreementCascade, plain, play
 from mtrouter_nb.bench_metrics import config_table, dataset_table
 from mtrouter_nb.outcomes import OutcomeMatrix, prompt_order_split, split
-from mtrouter_nb.single_turn import AvengersProCurve, Choices, LogisticPerModel, NearestNeighbours, Queries
+from mtrouter_nb.single_turn import (AvengersProCurve, Choices, LogisticPerModel, NearestNeighbours, Queries, embedllm,
+                                     embedllm_published, routerdc)
 
 N, M = 120, 4
 MODELS = ("cheap", "gpt-4o-mini-2024-07-18", "mid", "dear")
@@ -58,7 +59,7 @@ def test_fits_are_stored_and_not_made_again(world, tmp_path, monkeypatch):
             if field != "note": np.testing.assert_array_equal(value, getattr(again.fits[key], field))
 
 
-def test_a_maker_that_changes_is_fitted_anew(world, tmp_path, monkeypatch):
+def test_a_router_that_changes_is_fitted_anew(world, tmp_path, monkeypatch):
     monkeypatch.setenv("MTROUTER_CACHE", str(tmp_path))
 
     def fitted(make): return B.bench_results(*world, {"mine": make}, (42,), 1, False).fits["mine", 42]
@@ -66,8 +67,18 @@ def test_a_maker_that_changes_is_fitted_anew(world, tmp_path, monkeypatch):
     def wide(seed): return NearestNeighbours(ks=(40,), seed=seed)
     one, two = fitted(narrow), fitted(wide)
     assert not np.array_equal(one.answerer, two.answerer)
-    three, four = (fitted(partial(NearestNeighbours, ks, .1)) for ks in ((1,), (40,)))
-    assert np.array_equal(three.answerer, one.answerer) and np.array_equal(four.answerer, two.answerer)
+    def of(ks): return lambda seed: NearestNeighbours(ks=ks, seed=seed)
+    for makers in [[partial(NearestNeighbours, ks, .1) for ks in ((1,), (40,))], [of((1,)), of((40,))]]:
+        three, four = map(fitted, makers)
+        assert np.array_equal(three.answerer, one.answerer) and np.array_equal(four.answerer, two.answerer)
+
+
+def test_two_routers_of_one_module_under_one_name_are_told_apart():
+    makers = [embedllm, embedllm_published, routerdc, B.ROUTERS["MODEL-SAT"], B.ROUTERS["MTRouter"]]
+    assert len({B._file("one name", make(42)) for make in makers}) == len(makers)
+    typed = {}
+    exec("class Typed:\n    def __repr__(self): return 'Typed()'", typed)
+    assert B._file("mine", typed["Typed"]()) == B._file("mine", typed["Typed"]())
 
 
 def test_the_setting_is_chosen_on_validation_rows_alone(world, tmp_path, monkeypatch):

@@ -29,7 +29,8 @@ def world():
     items = pd.DataFrame(dict(item_id=[f"q{i}" for i in range(N)], dataset=np.where(np.arange(N) % 3, "a", "b"),
                               prompt=[f"prompt {i}" for i in range(N)], repeat=0))
     none = np.full((N, M), np.nan)
-    matrix = OutcomeMatrix("made up", items, tuple("wxyz"), score, np.ones((N, M)), none, none, none, "simulated")
+    cost = np.arange(1.0, 1 + N * M).reshape(N, M)  # tells which model was called on which prompt
+    matrix = OutcomeMatrix("made up", items, tuple("wxyz"), score, cost, none, none, none, "simulated")
     return matrix, Queries((np.eye(8)[topic] + rng.normal(0, .3, (N, 8))).astype("f4"), items)
 
 
@@ -64,6 +65,13 @@ def test_the_peak_is_the_best_look_on_test_and_only_it_sees_test_labels(world, n
     assert accuracy(met, turned[D.PEAK]) == pytest.approx(worst)
 
 
+def test_a_model_without_scores_is_no_choice():
+    said = np.array([[[.2, np.nan, .4]], [[np.nan, .1, .3]]])
+    matrix = OutcomeMatrix("x", pd.DataFrame(dict(item_id=["q"], dataset="a", repeat=0, prompt="p")), tuple("abc"),
+                           *[np.zeros((1, 3))] * 5, "simulated")
+    assert [who.tolist() for who in D.chosen_by_slip(said, matrix).values()] == [[2], [2]]
+
+
 def test_a_noisy_router_contradicts_itself_and_learns_the_same(world):
     matrix, queries = world
     how = dict(epochs=8, batch_size=128, seed=3)
@@ -92,4 +100,5 @@ def test_the_study_is_stored_and_scores_follow_from_the_table(world, tmp_path, m
             assert np.array_equal(a.score, b.score)
             test = rows_of(world[0], seed)[3]
             assert a.items["item_id"].tolist() == world[0].items["item_id"].iloc[test].tolist()
-            assert all(score in row for scored in a.score for score, row in zip(scored, world[0].score[test]))
+            row, model = np.divmod(a.cost - 1, M)
+            assert (row == test).all() and np.array_equal(a.score, world[0].score[test, model.astype(int)])

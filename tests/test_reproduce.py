@@ -246,6 +246,22 @@ def test_mint_asked_for_but_out_of_reach_is_an_error(committed, monkeypatch, cap
     assert "out of reach" in capsys.readouterr().err
 
 
+def test_a_notebook_that_reads_two_kinds_of_logs_needs_both(project, monkeypatch, capsys):
+    path = write(project, "both", figure("both"), evidence="logged")
+    path.write_text(path.read_text().replace("PROFILE =", "READS = 'outcomes mint'\\nPROFILE ="))
+    here = {"mint": [project / "logs"], "outcomes": []}
+    monkeypatch.setattr(reproduce, "_find_logs", here.get)
+    monkeypatch.setattr(reproduce, "_fetch_logs", lambda kind: f"{kind} is out of reach.")
+    monkeypatch.setattr(reproduce, "_download_size", lambda kind: 7)
+    assert reproduce.main([]) == 0
+    out = capsys.readouterr().out
+    assert "download: the outcomes of ZeroEval, BFCL and MCPMark, 7 MB." in out and "outcomes is out of reach." in out
+    assert (project / "figures" / "demo" / "both.png").exists() and not (project / "figures" / "both.png").exists()
+    here["outcomes"] = [project / "logs"]
+    assert reproduce.main([]) == 0
+    assert json.loads((project / "figures" / "both.json").read_text())["caption"] == "mint"
+
+
 # claims
 
 def test_claims_are_idempotent_and_keep_their_order(project):
