@@ -3,22 +3,26 @@ VENV ?= .venv
 # an index of CPU wheels, used only where pip as configured would bring the CUDA build of torch
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PROFILE ?= full
+ONLY ?=
 STRICT ?=
+ARGS ?=
 BIN := $(VENV)/bin
 
-# encoders carry their weights: no hub is asked. Two threads everywhere: numbers do not depend on the core count.
+# encoders carry their weights: no hub is asked. One thread a process: numbers do not depend on the core count.
 export VENV TORCH_INDEX
 export HF_HUB_OFFLINE ?= 1
 export TRANSFORMERS_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
-export OMP_NUM_THREADS ?= 2
+export OMP_NUM_THREADS ?= 1
 export PYTHONHASHSEED ?= 0
 
+REPRODUCE := $(BIN)/python -m mtrouter_nb.reproduce
+
 .DEFAULT_GOAL := help
-.PHONY: help venv reproduce test check lab clean
+.PHONY: help venv reproduce test test-long check verify lab clean clean-cache
 
 help:
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
 
 venv:
 	@for p in $(PYTHON) python3.11 python3.12 python3.13 python3 python; do \
@@ -27,23 +31,34 @@ venv:
 	echo "setup: Python 3.11 or newer is needed and none was found: install one, or name it with make PYTHON=FILE." >&2; \
 	exit 1
 
-reproduce: venv ## every figure and table into figures/ (PROFILE=smoke: a few dozen tasks, minutes; STRICT=1: no data is a failure)
-	@$(BIN)/python -m mtrouter_nb.reproduce --profile $(PROFILE) $(if $(filter-out 0,$(STRICT)),--strict)
+reproduce: venv ## every figure and table into figures/ (ONLY=name: one; PROFILE=smoke: minutes; STRICT=1: no data is a failure)
+	@$(REPRODUCE) --profile $(PROFILE) $(addprefix --only ,$(ONLY)) $(if $(filter-out 0,$(STRICT)),--strict) $(ARGS)
 
 # one process a notebook (nbdev's own pool waits five minutes for idle joblib workers), one thread each (spinning costs 4x)
 test: check ## check, all export notebooks' cells, the smoke profile of reproduce, and pytest
-	ls nbs/*.ipynb | OMP_NUM_THREADS=1 xargs -P 2 -n 1 $(BIN)/nbdev_test --timing --path
-	$(BIN)/python -m mtrouter_nb.reproduce --profile smoke
-	$(BIN)/python -m pytest
+	ls nbs/*.ipynb | xargs -P 2 -n 1 $(BIN)/nbdev_test --timing --path
+	$(REPRODUCE) --profile smoke
+	$(BIN)/python -m pytest -m "not long"
 
-check: venv ## notebooks clean, export gives no diff, settings and lock agree, ruff
+test-long: test ## and the slow proofs: every figure twice, closures against a trace of what ran
+	$(BIN)/python -m pytest -m long
+	$(REPRODUCE) --verify --profile smoke
+
+check: venv ## notebooks clean, export gives no diff, settings and lock agree, ruff, figures are what their sources make
 	$(BIN)/ruff check .
+	$(REPRODUCE) --check
 	$(BIN)/python tools/make_readme.py --check
 	$(BIN)/python -m pytest tests/test_setup.py tests/test_notebooks.py
+
+verify: venv ## everything twice from nothing, in two places, byte for byte (two hours; PROFILE=smoke: minutes)
+	@$(REPRODUCE) --verify --profile $(PROFILE)
 
 lab: venv ## JupyterLab on the notebooks
 	@$(BIN)/jupyter lab nbs
 
-clean: ## remove build/ and caches (keeps .venv and downloaded logs)
+clean: ## remove build/ and what tools leave behind (keeps .venv, downloaded logs and results)
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
 	find nbs mtrouter_nb tests tools -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
+
+clean-cache: venv ## remove everything computed, results and embeddings (keeps downloaded logs)
+	@$(BIN)/python -c "from mtrouter_nb.store import clear_cache; clear_cache()"

@@ -12,6 +12,8 @@ cfg = parser["DEFAULT"]
 LICENSES = {"apache2": "Apache-2.0"}
 STATUSES = {"3": "3 - Alpha", "4": "4 - Beta", "5": "5 - Production/Stable"}
 readme = root / "README.md"
+package = cfg["lib_path"]
+data = f"{package}.data"  # data/ of the checkout, carried inside of the package
 
 setup(
     name=cfg["lib_name"],
@@ -22,10 +24,12 @@ setup(
     author=cfg["author"],
     author_email=cfg["author_email"],
     url=cfg["git_url"],
-    packages=find_packages(include=[cfg["lib_path"], f"{cfg['lib_path']}.*"]),
-    include_package_data=True,
+    packages=[*find_packages(include=[package, f"{package}.*"]), data],
+    package_dir={data: "data"},
+    include_package_data=False,  # only what the next line names
+    package_data={data: ["*.csv", "demo/*", "published/*"]},
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split()},
+    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in ("dask", "dev")},
     python_requires=f">={cfg['min_python']}",
     long_description=readme.read_text(encoding="utf-8") if readme.exists() else cfg["description"],
     long_description_content_type="text/markdown",
@@ -35,6 +39,6 @@ setup(
         f"Natural Language :: {cfg['language']}",
         f"Programming Language :: Python :: {cfg['min_python']}",
     ],
-    entry_points={"nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},
+    entry_points={"nbdev": [f"{package}={package}._modidx:d"]},
     zip_safe=False,
 )

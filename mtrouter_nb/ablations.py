@@ -8,26 +8,21 @@ __all__ = ['VARIANTS', 'FITS', 'Fold', 'no_error_penalty', 'ridge_head', 'no_ran
            'ablation_differences', 'ablation_auc']
 
 # %% ../nbs/09c_ablations.ipynb #cell-001
-import hashlib
-import inspect
+from functools import lru_cache
 from dataclasses import dataclass, replace
-from functools import partial
-from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
 import torch
-from filelock import FileLock
-from threadpoolctl import threadpool_limits
 from torch import nn
 
 from .estimator import RIGHTS_DIM, EstimatorConfig, OutcomeEstimator, PerModelRidge, TrainingSet
 from .metrics import paired_auc, paired_difference
-from .protocol import RIGHTS, Experiment, Settings, Split, _logic, _name, _predictions, _stored, fold_data
-from .protocol import results_key, splits
-from .rollout import roll, run_jobs
+from .protocol import RIGHTS, Experiment, Settings, Split, _predictions, fold_data
+from .protocol import splits
+from .rollout import roll
 from .routers import QRouter
-from .sources import cache_dir
+from .store import Content, stored_all
 from .worlds import ReplayWorld
 
 # %% ../nbs/09c_ablations.ipynb #cell-004
@@ -145,44 +140,34 @@ def _score(fold: Fold, name: str, function, seed: int) -> dict:
     return dict(rows=pd.concat(rows, ignore_index=True).assign(**about)[columns], predictions=predictions)
 
 # %% ../nbs/09c_ablations.ipynb #cell-020
-def _version(function) -> str:
-    "Eight hex digits of the code behind a variant: of this module and of the variant's own."
-    package, _, module = function.__module__.rpartition(".")
-    own = _logic(module) if package == "mtrouter_nb" else inspect.getsource(function)
-    return hashlib.sha256((_logic("ablations") + own).encode()).hexdigest()[:8]
+@lru_cache(maxsize=1)
+def _last_fold() -> dict:
+    "The fold that this process fitted last, by what it comes from: variants share its training rows."
+    return {}
 
 
-def _file(name: str, function, split: Split, seed: int) -> str:
-    return f"ablation-{quote(name, safe='')}-{_version(function)}-{_name(split)}-{seed}"
+def _fold(world, split, settings) -> Fold:
+    key, held = Content().add((world.log, world.pool, world.encoder, split, settings)), _last_fold()
+    if key not in held:
+        held.clear()
+        held[key] = Fold.of(world, split, settings)
+    return held[key]
 
 
-def _run(world, split, settings, folder, seed, missing) -> None:
-    "Fit and score the variants `missing` (name -> function) on one split with one seed, and store each."
-    torch.set_num_threads(1)
-    with threadpool_limits(1):
-        fold = Fold.of(world, split, settings)
-        for name, function in missing.items():
-            _stored(folder, _file(name, function, split, seed), partial(_score, fold, name, function, seed))
+def _fitted(world, split, settings, seed, name, function) -> dict:
+    "`rows` and `predictions` of one variant fitted on one split with one seed."
+    return _score(_fold(world, split, settings), name, function, seed)
 
 
 def _tables(run: Experiment, variants: dict, workers: int, progress: bool) -> dict:
     "`rows` and `predictions` of every variant on the test folds, from the cache or computed now."
     world, settings = run.world, run.settings
-    folder = cache_dir() / "results" / results_key(world, settings)
-    folder.mkdir(parents=True, exist_ok=True)
     folds = [s for s in splits(world.tasks, settings.folds, settings.seed) if s.kind == "test"]
-    with FileLock(folder / "ablations.lock"):
-        jobs = []
-        for split in folds:
-            for seed in _seeds(settings):
-                missing = {n: f for n, f in variants.items() if not (folder / _file(n, f, split, seed)).exists()}
-                jobs += [(world, split, settings, folder, seed, missing)] if missing else []
-        if jobs:
-            _ = world.states  # embedded here once; the workers share the vectors
-            run_jobs(_run, jobs, "ablations", workers, progress)
-        parts = [_stored(folder, _file(n, f, split, seed), None)
-                 for n, f in variants.items() for split in folds for seed in _seeds(settings)]
-    return {table: pd.concat([p[table] for p in parts], ignore_index=True) for table in ("rows", "predictions")}
+    each = [(split, seed, name) for split in folds for seed in _seeds(settings) for name in variants]
+    jobs = [(world, split, settings, seed, name, variants[name]) for split, seed, name in each]
+    parts = stored_all(_fitted, jobs, "ablations", workers, progress, lambda: world.states)
+    in_order = [part for wanted in variants for (_, _, name), part in zip(each, parts) if name == wanted]
+    return {table: pd.concat([p[table] for p in in_order], ignore_index=True) for table in ("rows", "predictions")}
 
 # %% ../nbs/09c_ablations.ipynb #cell-021
 def ablation_study(run: Experiment, variants: dict = VARIANTS, workers: int = 2, progress: bool = True) -> pd.DataFrame:

@@ -37,13 +37,14 @@ _NAMES = {
     "bench_metrics": "Scores stack bench_table over_seeds dataset_table config_table bounds perfcost",
     "bench": "bench_results benches queries_of",
     "plots": "use_style save_figure color_of",
-    "reproduce": "claim",
+    "claims": "claim",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 
 def __getattr__(name: str):
     "The public name `name`, imported from its module."
+    if name == "__all__": return list(_HOME)  # of `import *`
     if name not in _HOME:
         raise AttributeError(f"mtrouter_nb has no name {name!r}; its modules are {', '.join(_NAMES)}.")
     return getattr(import_module(f"mtrouter_nb.{_HOME[name]}"), name)

@@ -7,17 +7,13 @@ __all__ = ['ROUTERS', 'YARDSTICKS', 'ABSENT', 'PROMPT_CUT', 'ASKED_FIRST', 'SMOK
            'Fit', 'run_fit', 'Bench', 'bench_results', 'benches', 'tables', 'performance', 'curves', 'encoded']
 
 # %% ../nbs/09h_bench.ipynb #cell-002
-import hashlib
-import inspect
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
-from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.random_projection import GaussianRandomProjection
@@ -30,12 +26,9 @@ from .history import MINILM, Cut, TextEncoder
 from .networks import GraphRouter, ModelSAT, MTRouterSingle
 from .outcomes import SEEDS, OutcomeMatrix, split
 from .pairs import FrugalGPT, HybridLLM, RouteLLM, answer_embeddings
-from .plots import write_atomic
-from .protocol import _logic
-from .rollout import run_jobs
 from .single_turn import (AvengersProCurve, LacksInput, LogisticPerModel, NearestNeighbours, Queries,
-                                     avengers, embedllm, routerdc)
-from .sources import cache_dir
+                                     SingleTurnRouter, avengers, embedllm, routerdc)
+from .store import stored_all
 
 # %% ../nbs/09h_bench.ipynb #cell-004
 ROUTERS: dict[str, Callable] = {
@@ -97,51 +90,30 @@ class Fit:
         return Fit(*(np.zeros((0, 0)) for _ in range(7)), note=note)
 
 
-def _routed(matrix, queries, make, seed, learn, meet):
+def _routed(matrix, queries, router, learn, meet):
     "Choices on the rows `meet` after learning from the rows `learn`, with their scores and dollars."
-    router = make(seed).fit(matrix.take(learn), queries.take(learn))
-    choices = router.choose(queries.take(meet))
+    choices = deepcopy(router).fit(matrix.take(learn), queries.take(learn)).choose(queries.take(meet))
     return choices, *(values.astype("f4") for values in choices.outcome(matrix.take(meet)))
 
 
-def run_fit(matrix: OutcomeMatrix, queries: Queries, make: Callable, seed: int) -> Fit:
-    "What the router of `make(seed)` chooses. One that lacks what it needs (LacksInput) says so in `note`."
+def run_fit(matrix: OutcomeMatrix, queries: Queries, router: SingleTurnRouter, seed: int) -> Fit:
+    """What `router`, not fitted yet, chooses on the split of `seed`. One that lacks what it needs (LacksInput) says so
+    in `note`."""
     train, one, other, test = rows_of(matrix, seed)
     with threadpool_limits(1):
-        try: choices, score, cost = _routed(matrix, queries, make, seed, train, test)
+        try: choices, score, cost = _routed(matrix, queries, router, train, test)
         except LacksInput as error: return Fit.none(str(error))
         kept = np.full((2, len(score), len(train)), np.nan, "f4")
         if len(score) > 1:
             halves = (other, one), (one, other)
-            kept = np.concatenate([_routed(matrix, queries, make, seed, *half)[1:] for half in halves], axis=2)
+            kept = np.concatenate([_routed(matrix, queries, router, *half)[1:] for half in halves], axis=2)
     ranking = np.zeros((0, 0)) if choices.ranking is None else choices.ranking.astype("f4")
     return Fit(np.array(choices.settings, float), choices.answerer.astype("i2"), score, cost, *kept, ranking)
 
 # %% ../nbs/09h_bench.ipynb #cell-008
-_CODE = ("outcomes", "single_turn", "pairs", "networks", "agreement", "baselines", "estimator", "bench")
-
-
-def _key(matrix: OutcomeMatrix, queries: Queries, code: str) -> str:
-    digest = hashlib.sha256(matrix.fingerprint().encode())
-    digest.update(np.ascontiguousarray(queries.embeddings).tobytes())
-    for model, vectors in (queries.answers or {}).items():
-        digest.update(model.encode() + np.ascontiguousarray(vectors).tobytes())
-    if queries.said is not None:
-        digest.update(pd.util.hash_pandas_object(queries.said.astype(str), index=False).to_numpy().tobytes())
-    digest.update(code.encode())
-    return digest.hexdigest()[:16]
-
-
-def _load(path: Path) -> Fit:
-    with np.load(path) as held: return Fit(**{name: held[name] for name in held.files if name != "note"},
-                                           note=str(held["note"]))
-
-
-def _stored_fit(matrix, queries, make, seed, path):
-    if not path.exists():
-        buffer = BytesIO()
-        np.savez_compressed(buffer, **vars(run_fit(matrix, queries, make, seed)))
-        write_atomic(path, buffer.getvalue())
+def _fit(matrix, queries, router, seed) -> dict:
+    "The fields of `run_fit`, which can be stored."
+    return vars(run_fit(matrix, queries, router, seed))
 
 
 @dataclass(frozen=True)
@@ -203,29 +175,17 @@ def _references(matrix, train, test, seed):
     return (Scores.of_models(matrix.take(test), seed), bounds(matrix.take(train), matrix.take(test), seed))
 
 
-def _file(name: str, router) -> str:
-    "A name for the fit of `router`: what it is called, all its settings, and the code of its class."
-    package, _, module = type(router).__module__.rpartition(".")
-    try: code = _logic(module) if package == "mtrouter_nb" else inspect.getsource(type(router))
-    except (OSError, TypeError): code = ""  # typed into an interpreter
-    return f"{quote(name, safe='')}-{hashlib.sha256((repr(router) + code).encode()).hexdigest()[:8]}"
-
-
 def bench_results(matrix: OutcomeMatrix, queries: Queries, routers: dict = None, seeds=SEEDS, workers: int = 2,
                   progress: bool = True) -> Bench:
     """Fits of `routers` (name -> make(seed); all when None) on every seed, from the cache or computed now.
 
-    A fit is known by the router's name, class and `repr`, which is to tell all settings, as that of a dataclass does.
+    A fit is known by the router's class and fields, so that a change of one router leaves the others' fits alone.
     """
     routers = ROUTERS if routers is None else routers
-    folder = cache_dir() / "results" / f"bench-{_key(matrix, queries, ''.join(map(_logic, _CODE)))}"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = {(name, seed): folder / f"{_file(name, make(seed))}-{seed}.npz"
-            for name, make in routers.items() for seed in seeds}
-    with FileLock(folder / "lock"):
-        missing = [(matrix, queries, routers[name], seed, p) for (name, seed), p in path.items() if not p.exists()]
-        if missing: run_jobs(_stored_fit, missing, matrix.name, workers, progress)
-        return Bench(matrix, queries, {key: _load(p) for key, p in path.items()})
+    each = [(name, seed) for name in routers for seed in seeds]
+    jobs = [(matrix, queries, routers[name](seed), seed) for name, seed in each]
+    fits = stored_all(_fit, jobs, matrix.name, workers, progress)
+    return Bench(matrix, queries, {key: Fit(**fit) for key, fit in zip(each, fits)})
 
 # %% ../nbs/09h_bench.ipynb #cell-013
 SMOKE_SEEDS = SEEDS[:2]

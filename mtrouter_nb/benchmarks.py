@@ -13,18 +13,19 @@ import gzip
 import json
 import re
 import warnings
-from collections.abc import Iterable
+import zlib
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock
 
 from .demo import load_demo
 from .outcomes import OutcomeError, OutcomeMatrix, from_frame
-from .pool import ModelPool, data_dir
-from .sources import (DownloadError, cache_dir, data_homes, download_files, load_mint, mint_models, pool_of,
-                                 sample_tasks)
+from .files import cache_dir, data_dir, data_homes
+from .pool import ModelPool
+from .sources import (DownloadError, check_manifest, download_files, first_read, found_or_made, holds_tables,
+                                 load_mint, mint_models, pool_of, read_table, sample_tasks)
 from .turns import TurnLog, json_lines
 
 # %% ../nbs/10a_benchmarks.ipynb #cell-005
@@ -42,7 +43,7 @@ def _json(path: Path):
     "What a JSON file holds. Raises `OutcomeError` naming the file."
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file: return json.load(file)
-    except (ValueError, EOFError, gzip.BadGzipFile) as error:
+    except (ValueError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise OutcomeError(f"{path.parent.name}/{path.name} is not whole JSON ({error}); fetch it again.") from error
 
 
@@ -274,33 +275,25 @@ def outcome_manifest(name: str) -> pd.DataFrame:
 
 
 def find_outcomes(name: str) -> Path | None:
-    "First folder `name` of `data_homes` that holds all of its tables; None where there is none."
+    "First folder `name` of `data_homes` that holds all of its tables, whole; None where there is none."
     folders = [home / name for home in data_homes()]
-    return next((f for f in folders if all((f / f"{table}.parquet").exists() for table in _TABLES[name])), None)
+    return first_read(folders, lambda folder: folder if holds_tables(folder, _TABLES[name]) else None)
 
 
 def download_outcomes(name: str, progress: bool = True) -> Path:
     "Fetch upstream's files of source `name` into the cache; returns the root that its reader takes."
     folder, manifest = cache_dir() / f"{name}_upstream", outcome_manifest(name)
+    check_manifest(manifest)  # whole, before its first part is fetched
     for prefix, url in OUTCOME_URLS[name].items():
         part = manifest[manifest.path.str.startswith(prefix)]
         download_files(part, url, folder, progress)
     return folder
 
 
-def _cached(name: str, progress: bool) -> Path:
-    "Download and convert source `name` into the cache, once: other processes wait for the one that does it."
-    folder = cache_dir() / name
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
-        if find_outcomes(name): return find_outcomes(name)
-        tables = _READERS[name](download_outcomes(name, progress))
-        folder.mkdir(exist_ok=True)
-        for table, frame in tables.items():
-            partial = folder / f"{table}.parquet.part"
-            frame.to_parquet(partial, index=False)
-            partial.replace(folder / f"{table}.parquet")
-    return folder
+def _tables(name: str, read: Callable, progress: bool):
+    "`read(folder)` of the tables of source `name`: found, else downloaded, converted and cached."
+    def whole(folder): return read(folder) if holds_tables(folder, _TABLES[name]) else None
+    return found_or_made(name, data_homes(), whole, lambda: _READERS[name](download_outcomes(name, progress)))
 
 # %% ../nbs/10a_benchmarks.ipynb #cell-032
 OUTCOME_SOURCES = ("zeroeval", "bfcl", "mcpmark", "mint", "demo")
@@ -309,18 +302,18 @@ _ABOUT = {"zeroeval": ["prompt"], "bfcl": ["prompt", "n_functions"], "mcpmark": 
 
 
 def _zeroeval_frame(folder: Path) -> pd.DataFrame:
-    frame = pd.read_parquet(folder / "outcomes.parquet")
+    frame = read_table(folder / "outcomes.parquet")
     return frame.assign(score=frame.correct.astype(float))
 
 
 def _bfcl_frame(folder: Path) -> pd.DataFrame:
-    frame = pd.read_parquet(folder / "outcomes.parquet").rename(columns=dict(category="dataset"))
+    frame = read_table(folder / "outcomes.parquet").rename(columns=dict(category="dataset"))
     return frame.assign(score=frame.correct.astype(float), latency_s=frame.latency_s.where(frame.latency_s > 0),
                         cost_usd=_cost(frame, list_prices("bfcl")))
 
 
 def _mcpmark_frame(folder: Path) -> pd.DataFrame:
-    frame = pd.read_parquet(folder / "runs.parquet")
+    frame = read_table(folder / "runs.parquet")
     frame = frame.rename(columns=dict(service="dataset", execution_time_s="latency_s"))
     values = ["input_tokens", "output_tokens", "cost_usd"]
     frame[values] = frame[values].where(frame.input_tokens > 0)
@@ -356,7 +349,7 @@ def load_outcomes(name: str, models: Iterable[str] | None = None, progress: bool
     "mint" and "demo": a task from start to end is one item, so a model is chosen once for all its turns. models: in
     this order; None: ZeroEval's 26 (without o1-mini), BFCL's 71, MCPMark's 38 with four runs, MINT's 52 (at assumed
     prices), the demo's 4. Latencies are in seconds (MCPMark: wall time of a run). Raises `OutcomeError` for an unknown
-    source or model, `DownloadError` when data is neither here nor in reach.
+    source or model, `DownloadError` when data is neither here nor in reach, or the cache cannot take it.
     """
     if name not in OUTCOME_SOURCES:
         raise OutcomeError(f"{name!r} is not one of {', '.join(OUTCOME_SOURCES)}; for a table of yours see from_frame.")
@@ -364,8 +357,8 @@ def load_outcomes(name: str, models: Iterable[str] | None = None, progress: bool
         log = _log(name, progress)
         (frame, items), about = _episode_frame(log, pool_of(log)), ["prompt"]
     else:
-        folder, about = find_outcomes(name) or _cached(name, progress), _ABOUT[name]
-        frame, items = _FRAMES[name](folder), pd.read_parquet(folder / "tasks.parquet")
+        def read(folder): return _FRAMES[name](folder), read_table(folder / "tasks.parquet")
+        (frame, items), about = _tables(name, read, progress), _ABOUT[name]
     models = _known(name, models, set(frame.model.unique()), _LEFT_OUT.get(name, set()))
     frame, items = (t.rename(columns=dict(task_id="item_id")) for t in (frame[frame.model.isin(models)], items))
     place = frame.item_id.map(pd.Series(range(len(items)), items.item_id))
@@ -395,7 +388,7 @@ def load_answers(name: str = "zeroeval", progress: bool = True) -> pd.DataFrame:
 
     Raises `OutcomeError` for a source without answer texts.
     """
-    if name == "zeroeval": return pd.read_parquet((find_outcomes(name) or _cached(name, progress)) / "answers.parquet")
+    if name == "zeroeval": return _tables(name, lambda folder: read_table(folder / "answers.parquet"), progress)
     if name not in ("mint", "demo"):
         raise OutcomeError(f"Answer texts are kept of zeroeval, mint and demo, not of {name!r}.")
     said = _log(name, progress).turns.groupby(["task_id", "model"]).action.agg("\n".join)

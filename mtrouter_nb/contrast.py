@@ -10,21 +10,18 @@ __all__ = ['SMOKE_CONTRAST', 'PLANS', 'CASCADES', 'SINGLES', 'COMMITTED', 'WORLD
 
 # %% ../nbs/09f_contrast.ipynb #cell-002
 import copy
-import hashlib
 from dataclasses import dataclass, replace
-from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock
 from threadpoolctl import threadpool_limits
 
 from .planning import PlannerConfig, PlanRouter, all_plans, fit_planners, parts_of, replay_plans
 from .protocol import (MOVES, MOVES_PRICES, RIGHTS, Experiment, Settings, Split, _best,
-                                  _by_fold_and_group, _logic, _moved, _pull, _stored, _tag, results_key, splits)
-from .rollout import roll, run_jobs
+                                  _by_fold_and_group, _moved, _pull, _tag, splits)
+from .rollout import roll
 from .routers import CascadeFamily
-from .sources import cache_dir
+from .store import stored_all
 from .turns import END_REJECTED, TurnLog
 from .worlds import ReplayWorld, Rights
 
@@ -273,11 +270,6 @@ class Piece:
     split: Split
     rights: Rights
 
-    @property
-    def name(self) -> str:
-        names = self.world, str(self.seed), self.split.kind, self.split.name, self.rights.name
-        return quote("-".join(names), safe=" ")
-
 
 def _pieces(world, settings: ContrastSettings, worlds, seeds, kind: str) -> list:
     return [Piece(name, seed, split, rights) for name in worlds for seed in seeds
@@ -289,37 +281,19 @@ def contrast_settings(run: Experiment) -> ContrastSettings:
     return ContrastSettings() if run.settings.folds == ContrastSettings().folds else SMOKE_CONTRAST
 
 
-def _compute(world, piece, settings):
+def _compute(world, piece, settings, change):
     train = world.task_index[list(piece.split.train)].to_numpy()
-    changed = WORLDS[piece.world](world, train, piece.seed)
+    changed = change(world, train, piece.seed)
     return run_contrast(changed, piece.split, piece.rights, settings, piece.seed)
 
 
-def _stored_piece(world, piece, settings, folder, compute):
-    return _stored(folder, piece.name, lambda: compute(world, piece, settings))
-
-
-def stored_pieces(run: Experiment, pieces: list, compute, name: str, modules, workers: int = 2,
-                  progress: bool = True) -> dict:
-    """The frames of `compute(world, piece, settings)` over `pieces`, put together by table, with `world` and `seed`.
-
-    Stored under the experiment's results and the code of `modules`, piece by piece: an interrupted run goes on where it
-    stopped.
-    """
+def stored_pieces(run: Experiment, pieces: list, compute, label: str, workers: int = 2, progress: bool = True) -> dict:
+    "The frames of `compute(world, piece, settings, change)` over `pieces`, joined by table, with `world` and `seed`."
     settings, world = contrast_settings(run), run.world
-    code = "".join([*map(_logic, modules), repr(settings)])
-    folder = cache_dir() / "results" / results_key(world, run.settings) / (
-        f"{name}-{hashlib.sha256(code.encode()).hexdigest()[:12]}")
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "lock"):
-        missing = [p for p in pieces if not (folder / p.name).exists()]
-        if missing:
-            _ = world.states  # embedded here once; the workers share the vectors
-            jobs = [(world, p, settings, folder, compute) for p in missing]
-            run_jobs(_stored_piece, jobs, name, workers, progress)
-        parts = [(p, _stored_piece(world, p, settings, folder, compute)) for p in pieces]
-    return {table: pd.concat([frames[table].assign(world=p.world, seed=p.seed) for p, frames in parts],
-                             ignore_index=True) for table in parts[0][1]}
+    jobs = [(world, piece, settings, WORLDS[piece.world]) for piece in pieces]
+    parts = stored_all(compute, jobs, label, workers, progress, lambda: world.states)  # embedded once, for all
+    return {table: pd.concat([frames[table].assign(world=p.world, seed=p.seed) for p, frames in zip(pieces, parts)],
+                             ignore_index=True) for table in parts[0]}
 
 
 def contrast_results(run: Experiment, worlds=("as logged",), seeds=None, kind: str = "test", workers: int = 2,
@@ -327,7 +301,7 @@ def contrast_results(run: Experiment, worlds=("as logged",), seeds=None, kind: s
     "{chosen, rollouts, moves} over `worlds` (keys of `WORLDS`), fold `seeds` (None: all) and splits of `kind`, stored."
     settings = contrast_settings(run)
     pieces = _pieces(run.world, settings, worlds, settings.seeds if seeds is None else seeds, kind)
-    return stored_pieces(run, pieces, _compute, "contrast", ("planning", "contrast"), workers, progress)
+    return stored_pieces(run, pieces, _compute, "contrast", workers, progress)
 
 
 def with_planning(run: Experiment, workers: int = 2) -> Experiment:

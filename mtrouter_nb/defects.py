@@ -14,20 +14,17 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import pandas as pd
 import torch
-from filelock import FileLock
 from torch.nn.modules.module import register_module_forward_hook
 
 from .baselines import EmbedLLM, _Dual, _Factors, _weights
-from .bench import _CODE, _key, rows_of
+from .bench import rows_of
 from .bench_analyses import mean_of_datasets
 from .bench_metrics import Scores, stack
 from .networks import GraphRouter, ModelSAT, _Satisfaction
 from .outcomes import SEEDS, OutcomeMatrix
 from .pairs import FrugalGPT
-from .protocol import _logic, _stored
-from .rollout import run_jobs
 from .single_turn import Queries, SingleTurnRouter, Utility, embedllm, routerdc
-from .sources import cache_dir
+from .store import stored_all
 
 # %% ../nbs/13d_defects.ipynb #cell-004
 @dataclass
@@ -119,12 +116,12 @@ def chosen_by_slip(said: np.ndarray, matrix: OutcomeMatrix, names=(RIGHT, PEAK))
     return dict(zip(names, (answerer[0], answerer[1 + np.nanargmax(accuracy[1:])])))
 
 
-def _slips(matrix, queries, seed) -> pd.DataFrame:
+def _slips(matrix, queries, seed, studied) -> pd.DataFrame:
     "Columns method, slip, answerer: every slip of every router on the test rows of a seed."
     train, *_, test = rows_of(matrix, seed)
     learn, known, asked, met = matrix.take(train), queries.take(train), queries.take(test), matrix.take(test)
     parts = []
-    for name, make in STUDIED.items():
+    for name, make in studied.items():
         if name == "EmbedLLM":
             clean, noisy = _with_and_without(make(seed), learn, known, asked)
             chosen = chosen_by_slip(clean, met) | chosen_by_slip(noisy, met, (NOISE, BOTH))
@@ -146,18 +143,9 @@ def blind_frugalgpt(seed: int = 0) -> FrugalGPT:
     return FrugalGPT(sees_answer=False, seed=seed, name="FrugalGPT, blind")
 
 
-def _stored_slips(matrix, queries, seed, folder):
-    return _stored(folder, f"{seed}", lambda: dict(slips=_slips(matrix, queries, seed)))["slips"]
-
-
 def slips(matrix: OutcomeMatrix, queries: Queries, seeds=SEEDS, workers: int = 2, progress: bool = True) -> dict:
     "method -> one `Scores` per seed, with a row per slip (the method's name there), computed once."
-    key = _key(matrix, queries, "".join(map(_logic, (*_CODE, "bench_analyses", "defects"))))
-    folder = cache_dir() / "results" / f"slips-{key}"
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "lock"):
-        tables = run_jobs(_stored_slips, [(matrix, queries, seed, folder) for seed in seeds], matrix.name, workers,
-                          progress)
+    tables = stored_all(_slips, [(matrix, queries, seed, STUDIED) for seed in seeds], matrix.name, workers, progress)
     return {method: [_scores(matrix, seed, table[table["method"] == method]) for seed, table in zip(seeds, tables)]
             for method in STUDIED}
 

@@ -11,7 +11,8 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-from .pool import data_dir, demo_pool
+from .files import data_dir
+from .pool import demo_pool
 from .turns import (TurnLog, load_turns, proposes, save_turns, stable_hash, strip_countdown,
                                with_feedback)
 

@@ -7,8 +7,6 @@ __all__ = ['SEEN', 'FOR_ALL', 'STEPS', 'per_task', 'holm', 'difference', 'contra
            'one_cascade', 'waterfall', 'mtrouter_cost']
 
 # %% ../nbs/12b_frontiers.ipynb #cell-002
-import hashlib
-
 import numpy as np
 import pandas as pd
 from scipy.stats import norm, ttest_1samp
@@ -17,10 +15,9 @@ from .contrast import (CASCADES, COMMITTED, PLANS, SINGLES, SMOKE_CONTRAST, WORL
                                   _complete, _rows, cascade_offers, contrast_settings)
 from .metrics import bootstrap_intervals
 from .planning import PlanRouter, fit_planners, parts_of
-from .protocol import RIGHTS, Experiment, _logic, _stored, results_key, splits
-from .rollout import run_jobs
+from .protocol import RIGHTS, Experiment, splits
 from .routers import CascadeFamily
-from .sources import cache_dir
+from .store import stored_all
 
 # %% ../nbs/12b_frontiers.ipynb #cell-004
 def per_task(chosen: pd.DataFrame, by: str = "training tasks") -> pd.DataFrame:
@@ -115,9 +112,7 @@ def one_cascade(run: Experiment, workers: int = 2, progress: bool = True) -> pd.
     "`chosen` rows of cascades that are the same for all tasks: retry without a choice. Stored with the experiment's."
     settings, world = contrast_settings(run), run.world
     jobs = [(world, settings, rights) for rights in RIGHTS]
-    name = f"one-cascade-{hashlib.sha256((_logic('contrast') + repr(settings)).encode()).hexdigest()[:12]}"
-    return _stored(cache_dir() / "results" / results_key(world, run.settings), name, lambda: dict(
-        chosen=pd.concat(run_jobs(_one_cascade, jobs, "cascades", workers, progress), ignore_index=True)))["chosen"]
+    return pd.concat(stored_all(_one_cascade, jobs, "cascades", workers, progress), ignore_index=True)
 
 
 # The same planners' plan, kept to its end, is what a choice per episode gives; weighing again is what a turn gives.
@@ -137,6 +132,3 @@ def mtrouter_cost(world, settings, train):
     def router(tasks, rights) -> PlanRouter:
         return PlanRouter(fit_planners(world, _complete(world, train), rights, config)["mean"])
     return router
-
-
-mtrouter_cost.modules = ("planning", "contrast")  # its stored curve is made anew when their code changes

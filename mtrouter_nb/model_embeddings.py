@@ -8,21 +8,16 @@ __all__ = ['CONFIG', 'KINDS', 'prompt_rows', 'AttributesOnly', 'model_vectors', 
            'distances_of', 'seed_stability', 'outcome_agreement', 'small_maps']
 
 # %% ../nbs/09e_model_embeddings.ipynb #cell-001
-import hashlib
-import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock
 from scipy.spatial import procrustes
 from scipy.spatial.distance import pdist, squareform
 from scipy.stats import rankdata
 
 from .estimator import EstimatorConfig, OutcomeEstimator, TrainingSet, rights_features
-from .protocol import Settings, _logic, _stored, results_key
-from .rollout import run_jobs
-from .sources import cache_dir
+from .store import stored_all
 from .turns import stratified_folds
 from .worlds import ReplayWorld
 
@@ -151,12 +146,14 @@ def embedding_study(world: ReplayWorld, config: EstimatorConfig = CONFIG, seeds=
     `vectors`: one row per (kind, part, seed, model) with columns z0, z1 ...; part "all" is learned from every task,
     "0" and "1" from that half. `predictions`: one row per (estimator, task, model) of the other half, first seed.
     """
-    folder = cache_dir() / "results" / results_key(world, Settings())
-    folder.mkdir(parents=True, exist_ok=True)
-    asked = json.dumps([asdict(config), list(seeds), _logic("model_embeddings")], sort_keys=True)
-    with FileLock(folder / "embeddings.lock"):
-        name = f"embeddings-{hashlib.sha256(asked.encode()).hexdigest()[:12]}"
-        return _stored(folder, name, lambda: _embedding_study(world, config, seeds, workers, progress))
+    rows, full = prompt_rows(world), next(iter(KINDS))
+    half = halves(world)[world.task_index[rows.task].to_numpy()]
+    jobs = [(rows, half, world.pool, replace(config, seed=seed), kind, KINDS[kind], part,
+             part != "all" and seed == seeds[0])
+            for part in ("all", "0", "1") for kind in KINDS for seed in seeds if kind == full or seed == seeds[0]]
+    parts = stored_all(_learned, jobs, "embeddings", workers, progress)
+    return {table: pd.concat([p[table] for p in parts if len(p[table])], ignore_index=True)
+            for table in ("vectors", "predictions")}
 
 
 def halves(world: ReplayWorld) -> np.ndarray:
@@ -164,24 +161,15 @@ def halves(world: ReplayWorld) -> np.ndarray:
     return stratified_folds(world.tasks, 2).to_numpy()
 
 
-def _embedding_study(world, config, seeds, workers, progress) -> dict:
-    rows, full = prompt_rows(world), next(iter(KINDS))
-    half = halves(world)[world.task_index[rows.task].to_numpy()]
-    jobs = [(rows, half, world.pool, replace(config, seed=seed), kind, part)
-            for part in ("all", "0", "1") for kind in KINDS for seed in seeds if kind == full or seed == seeds[0]]
-    learned = run_jobs(_learn, jobs, "embeddings", workers, progress)
-    said = [_foretold(rows.take(half != int(part)), estimator, kind)
-            for (_, _, _, c, kind, part), estimator in zip(jobs, learned) if part != "all" and c.seed == seeds[0]]
-    vectors = [pd.DataFrame(model_vectors(estimator)).add_prefix("z").assign(
-        kind=kind, part=part, seed=c.seed, model=world.pool.names)
-        for (_, _, _, c, kind, part), estimator in zip(jobs, learned)]
-    return dict(vectors=pd.concat(vectors, ignore_index=True), predictions=pd.concat(said, ignore_index=True))
-
-
-def _learn(rows, half, pool, config, kind, part) -> OutcomeEstimator:
-    "An estimator of `kind`, fitted to all rows or to those of one half."
+def _learned(rows, half, pool, config, kind, estimators, part, asked: bool) -> dict:
+    """`vectors` of an estimator of the class `estimators`, fitted to all rows or to one half; where `asked`,
+    `predictions`, too."""
     mine = half == int(part) if part != "all" else half >= 0
-    return KINDS[kind](pool, config).fit(rows.take(mine))
+    estimator = estimators(pool, config).fit(rows.take(mine))
+    vectors = pd.DataFrame(model_vectors(estimator)).add_prefix("z").assign(
+        kind=kind, part=part, seed=config.seed, model=pool.names)
+    other = rows.take(~mine if asked else np.zeros(len(half), bool))
+    return dict(vectors=vectors, predictions=_foretold(other, estimator, kind) if asked else pd.DataFrame())
 
 
 def _foretold(rows, estimator, kind) -> pd.DataFrame:

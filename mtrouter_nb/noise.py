@@ -11,21 +11,17 @@ __all__ = ['BRACKET', 'CANDIDATES', 'ESTIMATES', 'SMOKE_NOISE', 'CEILING', 'SAME
            'retry_or_others', 'retry_table']
 
 # %% ../nbs/13b_noise.ipynb #cell-002
-import hashlib
 from dataclasses import dataclass
 from itertools import combinations
 from math import comb
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock
 from scipy.optimize import minimize
 from scipy.special import betaln, expit
-from tqdm import tqdm
 
 from .outcomes import OutcomeError, OutcomeMatrix
-from .protocol import _logic, _stored
-from .sources import cache_dir
+from .store import stored, stored_all
 
 # %% ../nbs/13b_noise.ipynb #cell-004
 @dataclass(frozen=True, eq=False)
@@ -382,26 +378,21 @@ def _fitted(success, candidate, settings) -> dict:
     return dict(ceiling=pd.DataFrame(dict(ceiling=ceiling(posterior).astype(float))), worlds=worlds)
 
 
-def _key(repeats, settings) -> str:
-    digest = hashlib.sha256(np.packbits(repeats.success).tobytes())
-    digest.update(f"{repeats.success.shape} {settings} {np.__version__} {_logic('noise')}".encode())
-    return digest.hexdigest()[:16]
-
-
 def noise_results(repeats: Repeats, settings: NoiseSettings = NoiseSettings(), progress: bool = True) -> dict:
     "{verdicts, ceiling (n), worlds}, from the cache or computed now; only verdicts where no candidate is admitted."
-    folder = cache_dir() / "results" / f"noise-{_key(repeats, settings)}"
-    folder.mkdir(parents=True, exist_ok=True)
     chain = settings.draws, settings.burn, 200, settings.seed
-    with FileLock(folder / "lock"):
-        todo = tqdm(settings.candidates, "candidates", disable=not progress)
-        parts = [_stored(folder, f"judge-{c.name}", lambda c=c: dict(
-            row=pd.DataFrame([judge(repeats.success, c, *chain)])))["row"] for c in todo]
-        verdicts = pd.concat(parts, ignore_index=True)
-        name = chosen_candidate(verdicts)
-        if name is None: return dict(verdicts=verdicts)
-        best = next(c for c in settings.candidates if c.name == name)
-        return dict(verdicts=verdicts) | _stored(folder, "fitted", lambda: _fitted(repeats.success, best, settings))
+    jobs = [(repeats.success, candidate, *chain) for candidate in settings.candidates]
+    rows = stored_all(_judged, jobs, "candidates", 1, progress)
+    verdicts = pd.concat(rows, ignore_index=True)
+    name = chosen_candidate(verdicts)
+    if name is None: return dict(verdicts=verdicts)
+    best = next(c for c in settings.candidates if c.name == name)
+    return dict(verdicts=verdicts) | stored(_fitted, repeats.success, best, settings)
+
+
+def _judged(*args) -> pd.DataFrame:
+    "`judge` as a table of one row."
+    return pd.DataFrame([judge(*args)])
 
 # %% ../nbs/13b_noise.ipynb #cell-036
 CEILING = "router ceiling, model-based"

@@ -5,24 +5,16 @@
 # %% auto #0
 __all__ = ['RIGHTS', 'ALL_RIGHTS', 'COLUMNS', 'MOVES', 'MOVES_PRICES', 'PULLS', 'SMOKE', 'SMOKE_TASKS', 'Split', 'splits',
            'Settings', 'fold_data', 'estimators', 'run_split', 'split_moves', 'fixed_rows', 'cascade_rows',
-           'fixed_moves', 'cascade_moves', 'Results', 'results_key', 'run_protocol', 'Experiment', 'experiment']
+           'fixed_moves', 'cascade_moves', 'Results', 'run_protocol', 'Experiment', 'experiment']
 
 # %% ../nbs/09a_protocol.ipynb #cell-001
-import ast
-import hashlib
-import json
-import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
-from pathlib import Path
 from time import perf_counter
-from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
 import torch
-from filelock import FileLock
 from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 
@@ -30,10 +22,11 @@ from .baselines import AvengersPro, EmbedLLM, RouterDC
 from .estimator import ClusterQ, EstimatorConfig, OutcomeEstimator, PerModelRidge, PerModelTrees
 from .estimator import TrainingSet, training_set
 from .history import HistoryEncoder
-from .rollout import random_trajectories, roll, run_jobs
+from .rollout import random_trajectories, roll
 from .routers import CascadeFamily, EpisodeRouter, HindsightOracle, Heuristic, QRouter, RandomRouter
 from .routers import RoundRobin, SingleModel, best_available
-from .sources import cache_dir, load_log, pool_of
+from .sources import load_log, pool_of
+from .store import stored, stored_all
 from .turns import expected_steps, leave_one_domain_out, stratified_folds
 from .worlds import DOUBLE, MATCHED, OPEN, ReplayWorld, budgeted, one_proposal_each
 
@@ -360,70 +353,20 @@ class Results:
     moves: pd.DataFrame
 
 
-_LIBRARIES = ("numpy", "scikit-learn", "torch", "sentence-transformers")
-_CODE = ("pool", "turns", "history", "estimator", "baselines", "worlds", "routers", "rollout", "protocol")
-
-
-def _logic(module: str) -> str:
-    "A module's code without comments and docstrings, whose edits change no result."
-    tree = ast.parse((Path(__file__).parent / f"{module}.py").read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list):
-            node.body = [n for n in body if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]
-    return ast.dump(tree)
-
-
-def results_key(world: ReplayWorld, settings: Settings) -> str:
-    "Sixteen hex digits of all that the results depend on."
-    parts = [world.log.fingerprint(), world.pool.fingerprint(), world.encoder.fingerprint,
-             f"{world.own_turns} {world.own_proposals}", json.dumps(asdict(settings), sort_keys=True),
-             *map(version, _LIBRARIES), *map(_logic, _CODE)]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-
-
-def _stored(folder: Path, name: str, compute) -> dict:
-    "The frames of `name`, from disk or computed and stored whole."
-    path = folder / name
-    if not path.exists():
-        partial = folder / f".{name}.part"
-        shutil.rmtree(partial, ignore_errors=True)  # of an interrupted run
-        partial.mkdir(parents=True)
-        for table, frame in compute().items():
-            frame.to_parquet(partial / f"{table}.parquet", index=False)
-        partial.rename(path)
-    return {p.stem: pd.read_parquet(p) for p in sorted(path.glob("*.parquet"))}
-
-
-def _name(split: Split) -> str:
-    "A file name for the split; a domain may hold any character."
-    return f"{split.kind}-{quote(split.name, safe='')}"
-
-
-def _fixed(world, every, settings) -> dict:
+def _fixed(world, settings) -> dict:
     "All that needs no estimator."
+    every = splits(world.tasks, settings.folds, settings.seed)
     cascades = cascade_rows(world, every, settings)
     return dict(rollouts=pd.concat([fixed_rows(world, settings), cascades], ignore_index=True),
                 moves=pd.concat([fixed_moves(world, settings), cascade_moves(world, cascades)], ignore_index=True))
 
 
-def _stored_split(world, split, settings, folder):
-    return _stored(folder, _name(split), lambda: run_split(world, split, settings))
-
-
 def run_protocol(world: ReplayWorld, settings: Settings = Settings(), workers: int = 2,
                  progress: bool = True) -> Results:
     "Every row of the protocol, from the cache or computed now (both cores, progress bar, resumable)."
-    folder = cache_dir() / "results" / results_key(world, settings)
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "lock"):
-        every = splits(world.tasks, settings.folds, settings.seed)
-        fixed = _stored(folder, "fixed", lambda: _fixed(world, every, settings))
-        missing = [s for s in every if not (folder / _name(s)).exists()]
-        if missing:
-            _ = world.states  # embedded here once; the workers share the vectors
-            run_jobs(_stored_split, [(world, s, settings, folder) for s in missing], "splits", workers, progress)
-        parts = [_stored_split(world, s, settings, folder) for s in every]
+    fixed = stored(_fixed, world, settings)
+    jobs = [(world, split, settings) for split in splits(world.tasks, settings.folds, settings.seed)]
+    parts = stored_all(run_split, jobs, "splits", workers, progress, lambda: world.states)  # embedded once, for all
     return Results(pd.concat([fixed["rollouts"], *(p["rollouts"] for p in parts)], ignore_index=True),
                    *(pd.concat([p[table] for p in parts], ignore_index=True) for table in ("predictions", "fits")),
                    pd.concat([fixed["moves"], *(p["moves"] for p in parts if len(p["moves"]))], ignore_index=True))
@@ -449,7 +392,7 @@ class Experiment:
     def inputs(self) -> dict:
         "Fingerprints for a figure's provenance."
         return dict(log=self.world.log.fingerprint(), pool=self.world.pool.fingerprint(),
-                    encoder=self.world.encoder.fingerprint, results=results_key(self.world, self.settings))
+                    encoder=self.world.encoder.fingerprint)
 
 
 def experiment(source: str = "auto", profile: str = "full") -> Experiment:

@@ -26,8 +26,9 @@ from filelock import FileLock
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
+from .files import COMPLETE, in_short, name_damage, write_atomic
 from .outcomes import VALUES, OutcomeError, OutcomeMatrix, _first
-from .turns import stable_hash
+from .turns import _UNREADABLE, stable_hash
 
 # %% ../nbs/10b_release.ipynb #cell-005
 @dataclass(frozen=True)
@@ -168,19 +169,35 @@ def _written(path: Path, save: Callable):
 
 
 def _write(table: pa.Table, path: Path):
-    _written(path, lambda file: pq.write_table(table, file, compression="zstd", compression_level=1))
+    _written(path, lambda file: pq.write_table(table, file, compression="zstd", compression_level=1,
+                                               write_page_checksum=True))
+
+
+def _read(path: Path) -> pa.Table:
+    "A converted table, its pages held against their checksums. Raises `ReleaseError`."
+    try: return pq.ParquetFile(path, page_checksum_verification=True).read()
+    except _UNREADABLE as error:
+        raise ReleaseError(f"{path} is lost or damaged ({in_short(error)}); delete it, if it is there, and run "
+                           "convert_release again.") from error
+
+
+def _flaw(path: Path, rows: int) -> str:
+    "Why `path` is no whole table of `rows` rows, by its footer; empty where it is one."
+    try: found = pq.read_metadata(path).num_rows
+    except _UNREADABLE as error: return in_short(error)
+    return "" if found == rows else f"it has {found} rows, {rows} were written"
 
 # %% ../nbs/10b_release.ipynb #cell-022
-def _stamp(path: Path) -> int:
+def _stamp(path: Path, stat: os.stat_result) -> int:
     "When a run was made, as digits YYYYMMDDHHMMSS."
     if found := re.search(r"(\d{8})_(\d{6})\.json$", path.name): return int(found[1] + found[2])
-    return int(datetime.fromtimestamp(path.stat().st_mtime, UTC).strftime("%Y%m%d%H%M%S"))
+    return int(datetime.fromtimestamp(stat.st_mtime, UTC).strftime("%Y%m%d%H%M%S"))
 
 
-def _about(path: Path, root: Path, run: _Run) -> dict:
+def _about(path: Path, stat: os.stat_result, root: Path, run: _Run) -> dict:
     "What the manifest says of a file: where it is, which state of it, and what run it holds."
-    stat, parts = path.stat(), path.relative_to(root).parts
-    return dict(path="/".join(parts), bytes=stat.st_size, mtime_ns=stat.st_mtime_ns, stamp=_stamp(path),
+    parts = path.relative_to(root).parts
+    return dict(path="/".join(parts), bytes=stat.st_size, mtime_ns=stat.st_mtime_ns, stamp=_stamp(path, stat),
                 dataset=run.dataset_name, split=run.split or "test", model=run.model_name, split_named=bool(run.split),
                 split_folder=len(parts) != 3, counts=run.counts,
                 synthetic=(run.data_fingerprint or "").startswith("synthetic"))
@@ -193,6 +210,7 @@ def _convert_file(path: Path, root: Path, out: Path) -> str:
     "Convert one file; returns the sentence that says why it could not be, empty after a success."
     target = out / "rows" / f"{_name_of(path.relative_to(root).as_posix())}.parquet"
     try:
+        stat = path.stat()  # before it is read: what changes meanwhile is converted again next time
         run = _decode(path.read_bytes())
         records = sorted(run.records, key=lambda r: r.index)
         rows = _rows_table(records)
@@ -204,8 +222,8 @@ def _convert_file(path: Path, root: Path, out: Path) -> str:
         target.unlink(missing_ok=True)  # of an earlier state of the file
         return f"{type(error).__name__}: {error}"
     paid = int((rows["cost_usd"].to_numpy() > 0).sum())
-    about = _about(path, root, run) | dict(rows=len(rows), prompts=name, paid=paid)
-    if not (shared := out / "prompts" / f"{name}.parquet").exists(): _write(prompts, shared)
+    about = _about(path, stat, root, run) | dict(rows=len(rows), prompts=name, paid=paid)
+    if _flaw(shared := out / "prompts" / f"{name}.parquet", len(rows)): _write(prompts, shared)
     _write(rows.replace_schema_metadata({"about": json.dumps(about)}), target)
     del prompts, texts
     pa.default_memory_pool().release_unused()  # or the next file adds to it
@@ -222,28 +240,47 @@ def _result_files(root: Path) -> tuple[Path, list[Path]]:
 
 
 def _converted(out: Path) -> dict:
-    "Path -> what is known of each file that was converted before."
-    known = [json.loads(pq.read_schema(f).metadata[b"about"]) for f in sorted((out / "rows").glob("*.parquet"))]
-    return {about["path"]: about for about in known}
+    "Path -> what is known of each file that was converted before, and whose two tables are whole."
+    known, flaws = {}, {}
+    for file in sorted((out / "rows").glob("*.parquet")):
+        try:
+            footer = pq.read_metadata(file)
+            about = json.loads(footer.metadata[b"about"])
+            if footer.num_rows != about["rows"]: raise ValueError(f"it has {footer.num_rows} rows")
+            shared = out / "prompts" / f"{about['prompts']}.parquet"
+        except _UNREADABLE as error: name_damage(file, error)
+        else:
+            if shared not in flaws: flaws[shared] = _flaw(shared, about["rows"])
+            if not flaws[shared] and file.stem == _name_of(about["path"]): known[about["path"]] = about
+    for shared, flaw in flaws.items():
+        if flaw and shared.exists(): name_damage(shared, flaw)
+    return known
 
 
-def _survey(base: Path, files: list[Path], known: dict) -> list[dict]:
-    "One manifest row per file, by its header; `status` says whether it counts. Nothing is converted yet."
+_LOST = "its tables are lost or damaged, and its JSON is gone"
+
+
+def _survey(base: Path, files: list[Path], known: dict, former: dict) -> list[dict]:
+    """One manifest row per file, by its header; `status` says whether it counts. Nothing is converted yet.
+
+    known: of the tables that are there (`_converted`). former: rows of the manifest before, by path."""
     rows = []
     for path in files:
-        place, stat = path.relative_to(base).as_posix(), path.stat()
-        row = dict(path=place, bytes=stat.st_size, mtime_ns=stat.st_mtime_ns, status="to do", note="")
-        about = known.get(place, {})
-        if [about.get(k) for k in ("bytes", "mtime_ns")] == [stat.st_size, stat.st_mtime_ns]:
-            row |= about | dict(status="converted")
-        else:
-            try: run = _header(path)
-            except _BROKEN as error:
-                row |= dict(status="unreadable", note=f"{type(error).__name__}: {error}")
-            else: row |= _about(path, base, run) | (dict(status="demo") if run.demo else {})
+        row = dict(path=path.relative_to(base).as_posix(), bytes=0, mtime_ns=0, status="to do", note="")
+        about = known.get(row["path"], {})
+        try:
+            stat = path.stat()
+            row |= dict(bytes=stat.st_size, mtime_ns=stat.st_mtime_ns)
+            if [about.get(k) for k in ("bytes", "mtime_ns")] == [stat.st_size, stat.st_mtime_ns]:
+                row |= about | dict(status="converted")
+            else:
+                run = _header(path)
+                row |= _about(path, stat, base, run) | (dict(status="demo") if run.demo else {})
+        except _BROKEN as error: row |= dict(status="unreadable", note=f"{type(error).__name__}: {error}")
         rows.append(row)
-    gone = set(known) - {row["path"] for row in rows}  # the JSON may be deleted once it is converted
-    return rows + [known[place] | dict(status="converted", note="JSON is gone") for place in sorted(gone)]
+    gone = (set(known) | set(former)) - {row["path"] for row in rows}  # JSON may be deleted once it is converted
+    return rows + [known[place] | dict(status="converted", note="JSON is gone") if place in known
+                   else former[place] | dict(status="unreadable", note=_LOST) for place in sorted(gone)]
 
 # %% ../nbs/10b_release.ipynb #cell-028
 def _only_newest(rows: list[dict]):
@@ -258,7 +295,7 @@ def _only_newest(rows: list[dict]):
             newest[key] = row if older is last else last
 
 # %% ../nbs/10b_release.ipynb #cell-030
-MANIFEST = "files.csv"  # what `convert_release` made of each file; the last thing that it writes
+MANIFEST = "files.csv"  # what `convert_release` made of each file
 _COLUMNS = ["path", "bytes", "mtime_ns", "stamp", "dataset", "split", "model", "rows", "paid", "counts", "prompts",
             "status", "note", "split_named", "split_folder", "synthetic"]
 
@@ -282,6 +319,48 @@ def _convert_missing(rows: list[dict], base: Path, out: Path, workers: int, prog
             todo[path] |= dict(status="unreadable", note=error) if error else dict(status="converted")
             bar.update(todo[path]["bytes"])
 
+# %% ../nbs/10b_release.ipynb #manifest-000
+def _settle(rows: list[dict], known: dict) -> pd.DataFrame:
+    "The manifest, after converting: `known` is what is whole now. What vanished meanwhile counts as unreadable."
+    for row in rows:
+        whole = row["path"] in known
+        if whole and row["note"] == _LOST:  # it shares prompts with a file that was converted now
+            row |= dict(status="converted", note="JSON is gone")
+        if not whole and row["status"] == "converted":
+            row |= dict(status="unreadable", note="its tables vanished while others were made")
+    _only_newest(rows)
+    return pd.DataFrame([known.get(row["path"], {}) | row for row in rows], columns=_COLUMNS)
+
+
+def _save_manifest(manifest: pd.DataFrame, out: Path):
+    _written(out / MANIFEST, lambda file: manifest.to_csv(file, index=False, lineterminator="\n"))
+    write_atomic(out / COMPLETE, json.dumps({MANIFEST: len(manifest)}))
+
+
+def _read_manifest(out: Path) -> pd.DataFrame:
+    "What `_save_manifest` wrote. Raises `ReleaseError` where it is not there or not whole."
+    if not (path := out / MANIFEST).exists():
+        raise ReleaseError(f"{out} holds no converted release; run convert_release(root, out) to its end first.")
+    try:
+        files = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype={"prompts": str, "model": str})
+        noted = json.loads((out / COMPLETE).read_text()) if (out / COMPLETE).exists() else {MANIFEST: len(files)}
+        if list(files) != _COLUMNS or not path.read_bytes().endswith(b"\n"): raise ValueError("it is cut")
+        if len(files) != noted[MANIFEST]: raise ValueError(f"it has {len(files)} rows, {noted[MANIFEST]} were written")
+    except _UNREADABLE as error:
+        raise ReleaseError(f"{path} is damaged ({in_short(error)}); run convert_release again: it keeps what is "
+                           "whole.") from error
+    return files
+
+
+def _former(out: Path) -> dict:
+    "Path -> row of the manifest of the run before, where it was converted, or lost since."
+    try: files = _read_manifest(out)
+    except ReleaseError as error:
+        if (out / MANIFEST).exists(): name_damage(out / MANIFEST, error.__cause__)
+        return {}
+    files = files[(files["status"] == "converted") | (files["note"] == _LOST)]
+    return {row["path"]: row for row in files.to_dict("records")}
+
 # %% ../nbs/10b_release.ipynb #cell-032
 def _raise_unreadable(manifest: pd.DataFrame):
     "One sentence on the files that could not be read, if any."
@@ -293,23 +372,37 @@ def _raise_unreadable(manifest: pd.DataFrame):
                            f"fetch {'these' if others else 'this one'} again and run this again, or go on without.")
 
 # %% ../nbs/10b_release.ipynb #cell-034
+def _convert(base: Path, files: list[Path], out: Path, workers: int, progress: bool) -> pd.DataFrame:
+    "Convert what is missing; returns the manifest, which it also writes."
+    for sub in ("rows", "prompts"): (out / sub).mkdir(parents=True, exist_ok=True)
+    with FileLock(out / ".lock"):  # a second process waits, then finds all done
+        for pattern in ("rows/.*.part", "prompts/.*.part", f".{MANIFEST}.*.part", f".{COMPLETE}.*.part"):
+            for leftover in out.glob(pattern): leftover.unlink(missing_ok=True)  # of a killed process
+        known = _converted(out)
+        rows = _survey(base, files, known, _former(out))
+        _only_newest(rows)
+        if any(row["status"] == "to do" for row in rows):
+            _convert_missing(rows, base, out, workers, progress)
+            known = _converted(out)
+        manifest = _settle(rows, known)
+        _save_manifest(manifest, out)
+    return manifest
+
+
 def convert_release(root, out, workers: int = 2, progress: bool = True) -> pd.DataFrame:
     """Convert the result files of the release in `root` to Parquet in `out`; what is converted already is left alone.
 
     Returns, and writes to `out`, the manifest: one row per file with path, bytes, dataset, split, model, rows, status
     (converted, older run, demo, unreadable), note. Memory: the largest file and its prompts, per worker.
-    Raises `ReleaseError` at the end, naming the files that could not be read; and where there is no file at all.
+    Raises `ReleaseError` at the end, naming the files that could not be read; where there is no file at all; and where
+    `out` cannot be written.
     """
     root, out = Path(root), Path(out)
     base, files = _result_files(root)
-    for sub in ("rows", "prompts"): (out / sub).mkdir(parents=True, exist_ok=True)
-    with FileLock(out / ".lock"):  # a second process waits, then finds all done
-        rows = _survey(base, files, _converted(out))
-        _only_newest(rows)
-        _convert_missing(rows, base, out, workers, progress)
-        known = _converted(out)
-    manifest = pd.DataFrame([known.get(row["path"], {}) | row for row in rows], columns=_COLUMNS)
-    _written(out / MANIFEST, lambda file: manifest.to_csv(file, index=False, lineterminator="\n"))
+    try: manifest = _convert(base, files, out, workers, progress)
+    except OSError as error:
+        raise ReleaseError(f"{out} cannot be written ({in_short(error)}); check its space and rights and run this "
+                           "again: it keeps what is whole.") from error
     _raise_unreadable(manifest)
     return manifest
 
@@ -572,7 +665,7 @@ def write_synthetic_release(folder, rows: int = 391_000, seed: int = 0, text: in
 # %% ../nbs/10b_release.ipynb #cell-062
 def _texts(out: Path, names: Iterable[str]) -> tuple[np.ndarray, dict]:
     "All distinct texts, and per prompt file the number of each record's prompt and question in them, -1 for none."
-    tables = {n: pq.read_table(out / "prompts" / f"{n}.parquet").to_pydict() for n in dict.fromkeys(names)}
+    tables = {n: _read(out / "prompts" / f"{n}.parquet").to_pydict() for n in dict.fromkeys(names)}
     flat, sizes = [], []
     for table in tables.values():
         queries = [" ".join((q or p).split()) for p, q in zip(table["prompt"], table["query"])]  # blanks may differ
@@ -594,7 +687,12 @@ def _step(number, query, reference: pd.Series) -> int:
 # %% ../nbs/10b_release.ipynb #cell-066
 def _read_rows(out: Path, files: pd.DataFrame) -> pd.DataFrame:
     "Records of `files`, one file after the other, as logged."
-    tables = [pq.ParquetFile(out / "rows" / f"{_name_of(path)}.parquet").read() for path in files["path"]]
+    tables = [_read(out / "rows" / f"{_name_of(path)}.parquet") for path in files["path"]]
+    for file, table in zip(files.itertuples(), tables):
+        about = json.loads((table.schema.metadata or {}).get(b"about", b"{}"))
+        if (len(table), about.get("prompts")) != (file.rows, file.prompts):
+            raise ReleaseError(f"{file.path} has other tables than {out / MANIFEST} says; run convert_release again, "
+                               "to its end.")
     return pa.concat_tables([table.replace_schema_metadata() for table in tables]).to_pandas()
 
 
@@ -602,6 +700,10 @@ def _part(out: Path, files: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
     "Records of one (dataset, split), as logged, with number, prompt and query (numbers in the texts returned)."
     rows, sizes = _read_rows(out, files), files["rows"].to_numpy(int)
     texts, codes = _texts(out, files["prompts"])
+    for name, size in zip(files["prompts"], sizes):
+        if (found := len(codes[name][0])) != size:
+            raise ReleaseError(f"{out / 'prompts' / name}.parquet has {found} rows, {size} were written; run "
+                               "convert_release again.")
     prompt, query = (np.concatenate([codes[name][i] for name in files["prompts"]]) for i in (0, 1))
     starts = np.cumsum(sizes) - sizes
     first, step = np.ones(len(files), int), np.zeros(len(files), int)
@@ -640,10 +742,8 @@ def _refuse(rows: pd.DataFrame, name: str):
 
 # %% ../nbs/10b_release.ipynb #cell-074
 def release_files(out, status: str = "converted") -> pd.DataFrame:
-    "The manifest's rows of one status. Raises `ReleaseError` where nothing was converted yet."
-    if not (path := Path(out) / MANIFEST).exists():
-        raise ReleaseError(f"{out} holds no converted release; run convert_release(root, out) to its end first.")
-    files = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype={"prompts": str, "model": str})
+    "The manifest's rows of one status. Raises `ReleaseError` where nothing was converted yet, or it is damaged."
+    files = _read_manifest(Path(out))
     return files[files["status"] == status].reset_index(drop=True)
 
 

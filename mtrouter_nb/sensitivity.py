@@ -8,28 +8,22 @@ __all__ = ['BATCH', 'PLAYED', 'METHODS', 'quick', 'quick_fits', 'played', 'mean_
            'ridge', 'ByGroup', 'domain_cascade', 'curve_rows', 'learning_curve']
 
 # %% ../nbs/09d_sensitivity.ipynb #cell-001
-import hashlib
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
-from pathlib import Path
-from urllib.parse import quote
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
-import torch
-from filelock import FileLock
-from threadpoolctl import threadpool_limits
 
 from .estimator import EstimatorConfig, OutcomeEstimator, PerModelRidge, TrainingSet
 from .history import HistoryEncoder, TextEncoder
 from .pool import ModelPool
-from .protocol import COLUMNS, Experiment, Settings, Split, _best, _by_fold_and_group, _logic, _name
-from .protocol import _predictions, _pull, _stored, _tag, fold_data, results_key, splits
-from .rollout import roll, run_jobs
+from .protocol import COLUMNS, Experiment, Settings, Split, _best, _by_fold_and_group
+from .protocol import _predictions, _pull, _tag, fold_data, splits
+from .rollout import roll
 from .routers import CascadeFamily, QRouter, Router, choose_cascade
-from .sources import cache_dir, sample_tasks
+from .sources import sample_tasks
+from .store import stored_all
 from .turns import TurnLog, stratified_folds
 from .worlds import MATCHED, OPEN, ReplayWorld, View
 
@@ -99,6 +93,7 @@ class StaticEncoder:
     def __init__(self, dim: int = 128, base: TextEncoder = None):
         base = base or TextEncoder(progress=False)
         self.name, self.tokenizer = f"{base.name} tokens, {dim}", base.model.tokenizer
+        self.fingerprint = f"{base.fingerprint} tokens, {dim}"
         table = base.model[0].auto_model.get_input_embeddings().weight.detach().numpy()
         table = table - table.mean(0)
         _, directions = np.linalg.eigh(table.T @ table)
@@ -159,27 +154,8 @@ def pool_rows(world: ReplayWorld, split: Split, settings: Settings, suffix: str 
     return pd.concat(frames, ignore_index=True)
 
 # %% ../nbs/09d_sensitivity.ipynb #cell-026
-def _version(*parts) -> str:
-    "Eight hex digits of this module's code and of `parts`."
-    return hashlib.sha256("\n".join([_logic("sensitivity"), *map(str, parts)]).encode()).hexdigest()[:8]
-
-
-def _compute(folder: Path, name: str, function: Callable) -> None:
-    "Compute and store the frames of `name`, on one thread."
-    torch.set_num_threads(1)
-    with threadpool_limits(1):
-        _stored(folder, name, function)
-
-
-def _gather(run: Experiment, jobs: dict, label: str, workers: int, progress: bool) -> dict:
-    "The frames of all `jobs` (name -> function without arguments), joined table by table; missing ones are computed."
-    folder = cache_dir() / "results" / results_key(run.world, run.settings)
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / f"{label}.lock"):
-        missing = [(folder, name, function) for name, function in jobs.items() if not (folder / name).exists()]
-        if missing:
-            run_jobs(_compute, missing, label, workers, progress)
-        parts = [_stored(folder, name, None) for name in jobs]
+def _joined(parts: list) -> dict:
+    "Several dictionaries of tables as one, table by table."
     return {table: pd.concat([p[table] for p in parts], ignore_index=True) for table in parts[0]}
 
 
@@ -196,15 +172,13 @@ def pool_study(run: Experiment, log: TurnLog, pool: ModelPool, sizes=(2, 4, 6, 1
     place, model: in the order in which training tasks chose them).
     """
     sizes = sorted({min(size, len(pool)) for size in sizes})
-    version, jobs = _version(log.fingerprint(), pool.fingerprint(), sizes), {}
+    tried = []
     for split in _folds(run):
         order = _order(log, pool, split, sizes[-1])
-        for size in sizes:
-            jobs[f"pools-{size}-{_name(split)}-{version}"] = order[:size], split, ""
-        jobs[f"pools-main-{_name(split)}-{version}"] = run.world.pool.names, split, ", main pool"
-    jobs = {name: partial(_pool_job, log.select(models=models), pool.subset(models), quick(run.settings), split, suffix)
-            for name, (models, split, suffix) in jobs.items()}
-    return _gather(run, jobs, "pools", workers, progress)
+        tried += [*((order[:size], split, "") for size in sizes), (run.world.pool.names, split, ", main pool")]
+    jobs = [(log.select(models=models), pool.subset(models), quick(run.settings), split, suffix)
+            for models, split, suffix in tried]
+    return _joined(stored_all(_pool_job, jobs, "pools", workers, progress))
 
 
 def _order(log, pool, split, size) -> list[str]:
@@ -264,10 +238,8 @@ def history_study(run: Experiment, turns=(0, 1, 2, 4), workers: int = 2, progres
     Returns `rows` (as `played`; `parameter`: turns remembered) and `predictions` (as the protocol's, first
     fit; column `turns`). A model's own run has `world.own_turns` turns at most, so that one less is everything.
     """
-    version = _version(turns)
-    jobs = {f"history-{_name(split)}-{k}-{version}": partial(_history_job, run.world, split, quick(run.settings), k)
-            for split in _folds(run) for k in turns}
-    return _gather(run, jobs, "history", workers, progress)
+    jobs = [(run.world, split, quick(run.settings), k) for split in _folds(run) for k in turns]
+    return _joined(stored_all(_history_job, jobs, "history", workers, progress))
 
 
 def _history_job(world, split, settings, turns) -> dict:
@@ -355,17 +327,8 @@ def learning_curve(run: Experiment, methods: dict = METHODS, sizes=(60, 120, 240
     folds = _folds(run)
     everyone = min(len(s.train) for s in folds)
     sizes = [*(size for size in sorted(sizes) if size < everyone), everyone]
-    jobs = {f"curve-{quote(name, safe='')}-{_version(sizes, _code(fit))}": partial(
-        _curve_job, run.world, folds, quick(run.settings), name, fit, sizes) for name, fit in methods.items()}
-    return _gather(run, jobs, "curve", workers, progress)["rows"]
-
-
-def _code(fit: Callable) -> str:
-    """The code behind a method: its whole module where that is one of this package, else its own source; and the
-    modules that its attribute `modules` names."""
-    package, _, module = fit.__module__.rpartition(".")
-    own = _logic(module) if package == "mtrouter_nb" else inspect.getsource(fit)
-    return own + "".join(map(_logic, getattr(fit, "modules", ())))
+    jobs = [(run.world, folds, quick(run.settings), name, fit, sizes) for name, fit in methods.items()]
+    return _joined(stored_all(_curve_job, jobs, "curve", workers, progress))["rows"]
 
 
 def _curve_job(world, folds, settings, name, fit, sizes) -> dict:

@@ -6,19 +6,18 @@
 __all__ = ['CUTS', 'POOLINGS', 'inner_auc', 'seconds_per_thousand', 'cut_study']
 
 # %% ../nbs/09b_studies.ipynb #cell-001
-import hashlib
 from time import perf_counter
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock
 from sklearn.linear_model import Ridge
 from sklearn.metrics import roc_auc_score
 from threadpoolctl import threadpool_limits
 
 from .history import Cut, HistoryEncoder
-from .protocol import Experiment, _logic, _stored, results_key, splits
-from .sources import cache_dir, sample_tasks
+from .protocol import Experiment, splits
+from .sources import sample_tasks
+from .store import stored
 from .turns import TurnLog, stratified_folds
 
 # %% ../nbs/09b_studies.ipynb #cell-004
@@ -57,17 +56,11 @@ def cut_study(run: Experiment, n_tasks: int = 120, seed: int = 0) -> pd.DataFram
     Columns: cut, pooling, auc, seconds_per_1000, messages (how many the whole log holds), n_tasks. Stored with the
     experiment's results, so that a second look neither embeds nor measures again.
     """
-    folder = cache_dir() / "results" / results_key(run.world, run.settings)
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "cuts.lock"):
-        logic = hashlib.sha256(_logic("studies").encode()).hexdigest()[:8]
-        name = f"cuts-{n_tasks}-{seed}-{logic}"
-        return _stored(folder, name, lambda: dict(cuts=_cut_study(run, n_tasks, seed)))["cuts"]
+    return stored(_cut_study, run.world, run.settings, n_tasks, seed)
 
 
-def _cut_study(run: Experiment, n_tasks: int, seed: int) -> pd.DataFrame:
-    world = run.world
-    train = splits(world.tasks, run.settings.folds, run.settings.seed)[0].train
+def _cut_study(world, settings, n_tasks: int, seed: int) -> pd.DataFrame:
+    train = splits(world.tasks, settings.folds, settings.seed)[0].train
     tasks = world.tasks[world.tasks["task_id"].isin(train)]
     sample = world.log.select(task_ids=sample_tasks(tasks, min(n_tasks, len(tasks)), seed))
     texts = pd.concat([world.log.tasks["prompt"], world.log.turns["action"], world.log.turns["feedback"].dropna()])

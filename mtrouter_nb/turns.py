@@ -13,9 +13,8 @@ __all__ = ['SCHEMA_VERSION', 'END_REJECTED', 'END_STEPS', 'END_ERROR', 'SEVERITY
 import gzip
 import hashlib
 import json
-import os
 import re
-import shutil
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from .files import in_short, new_folder
 from .pool import ModelPool
 
 # %% ../nbs/01_turns.ipynb #cell-005
@@ -374,21 +374,14 @@ def holdout(task_ids: Iterable[str], ratio: float, seed: int = 0) -> tuple[list[
 # %% ../nbs/01_turns.ipynb #cell-059
 def save_turns(log: TurnLog, folder, format: str = "parquet") -> Path:
     "Write `log` to `folder` (replaced whole), tables as `format` \"parquet\" or \"jsonl\". Returns the folder."
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial, former = (folder.with_name(f".{folder.name}-{os.getpid()}.{end}") for end in ("part", "former"))
-    partial.mkdir()
-    try:
-        for kind in _SCHEMA: _write_table(getattr(log, kind), partial / f"{kind}.{format}")
+    with new_folder(folder) as new:
+        for kind in _SCHEMA: _write_table(getattr(log, kind), new / f"{kind}.{format}")
         about = dict(schema_version=SCHEMA_VERSION, evidence=log.evidence, source=log.source)
-        (partial / "log.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-        if folder.exists(): folder.replace(former)
-        return partial.replace(folder)
-    finally:
-        for leftover in (partial, former): shutil.rmtree(leftover, ignore_errors=True)
+        (new / "log.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    return Path(folder)
 
 def _write_table(table: pd.DataFrame, path: Path):
-    if path.suffix == ".parquet": return table.to_parquet(path, index=False)
+    if path.suffix == ".parquet": return table.to_parquet(path, index=False, write_page_checksum=True)
     if path.suffix != ".jsonl": raise ValueError(f"{path.name} is neither .parquet nor .jsonl; choose one of the two.")
     records = table.astype(object).where(table.notna(), None).to_dict("records")
     lines = (json.dumps({c: v for c, v in record.items() if v is not None}, ensure_ascii=False) + "\n"
@@ -397,19 +390,28 @@ def _write_table(table: pd.DataFrame, path: Path):
 
 def json_lines(path: Path) -> Iterator[dict]:
     "The records of a JSONL file, plain or gzipped. Raises `LogError` naming file and row."
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
-        for row, line in enumerate(file, 1):
-            try: record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise LogError(f"{path.name}, row {row} is not JSON ({error}); mend that line.") from error
-            if not isinstance(record, dict): raise LogError(f"{path.name}, row {row} is no JSON object.")
-            yield record
+    row = 0
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
+            for row, line in enumerate(file, 1):
+                record = json.loads(line)
+                if not isinstance(record, dict): raise LogError(f"{path.name}, row {row} is no JSON object.")
+                yield record
+    except json.JSONDecodeError as error:
+        raise LogError(f"{path.name}, row {row} is not JSON ({error}); mend that line.") from error
+    except (EOFError, UnicodeDecodeError, zlib.error, gzip.BadGzipFile) as error:
+        raise LogError(f"{path.name} is damaged after row {row} ({error}); fetch or write it again.") from error
+
+# what reading a damaged Parquet file may raise, also where its footer describes no frame any more
+_UNREADABLE = (pa.ArrowException, OSError, ValueError, LookupError, TypeError, AttributeError)
 
 def _read_table(path: Path) -> pd.DataFrame:
     if path.suffix == ".jsonl": return pd.DataFrame(json_lines(path))
     if path.suffix != ".parquet": raise LogError(f"{path.name} is neither .parquet nor .jsonl; convert it.")
-    try: return pd.read_parquet(path)
-    except pa.ArrowInvalid as error: raise LogError(f"{path.name} is no Parquet file; write it again.") from error
+    try: return pd.read_parquet(path, page_checksum_verification=True)
+    except _UNREADABLE as error:
+        why = in_short(error)
+        raise LogError(f"{path.name} is no Parquet file that can be read ({why}); write it again.") from error
 
 # %% ../nbs/01_turns.ipynb #cell-061
 _ROW_NEEDS = ("task_id", "model", "turn", "observation", "action", "input_tokens", "output_tokens")
@@ -483,7 +485,9 @@ def _table_file(folder: Path, kind: str) -> Path:
 
 def _read_about(folder: Path) -> dict:
     if not (file := folder / "log.json").exists(): return dict(source=folder.name)
-    about = json.loads(file.read_text(encoding="utf-8"))
+    try: about = dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, OSError) as error:
+        raise LogError(f"{file.name} is damaged ({error}); write it again, or remove it.") from error
     if (version := about.pop("schema_version", None)) != SCHEMA_VERSION:
         raise LogError(f"{file.name}, schema_version: {version} is not {SCHEMA_VERSION}; convert the log or use the "
                        "package version that wrote it.")

@@ -209,7 +209,7 @@ def run_variants(world, split, rights, settings: ContrastSettings, seed: int) ->
     return dict(chosen=chosen.assign(rights=rights.name, fold=split.name))
 
 
-def _compute(world, piece, settings):
+def _compute(world, piece, settings, _):
     return run_variants(world, piece.split, piece.rights, settings, piece.seed)
 
 
@@ -217,8 +217,7 @@ def variant_results(run: Experiment, workers: int = 2, progress: bool = True) ->
     "`chosen` rows of every variant on the test splits of the first fold seed, stored piece by piece."
     settings = contrast_settings(run)
     pieces = _pieces(run.world, settings, ["as logged"], settings.seeds[:1], "test")
-    modules = "planning", "contrast", "variants"
-    return stored_pieces(run, pieces, _compute, "variants", modules, workers, progress)["chosen"]
+    return stored_pieces(run, pieces, _compute, "variants", workers, progress)["chosen"]
 
 
 def variant_table(chosen: pd.DataFrame) -> pd.DataFrame:

@@ -12,6 +12,7 @@ from mtrouter_nb.bench_metrics import config_table, dataset_table
 from mtrouter_nb.outcomes import OutcomeMatrix, prompt_order_split, split
 from mtrouter_nb.single_turn import (AvengersProCurve, Choices, LogisticPerModel, NearestNeighbours, Queries, embedllm,
                                      embedllm_published, routerdc)
+from mtrouter_nb.store import Content, reached, result_key
 
 N, M = 120, 4
 MODELS = ("cheap", "gpt-4o-mini-2024-07-18", "mid", "dear")
@@ -42,8 +43,8 @@ def test_no_choice_depends_on_test_labels(world, name):
     _, _, _, test = B.rows_of(matrix, 42)
     score, cost, rng = matrix.score.copy(), matrix.cost.copy(), np.random.default_rng(1)
     score[test], cost[test] = rng.permuted(score[test], axis=1), rng.permuted(cost[test], axis=1)
-    one = B.run_fit(matrix, queries, make, 42)
-    two = B.run_fit(replace(matrix, score=score, cost=cost), queries, make, 42)
+    one = B.run_fit(matrix, queries, make(42), 42)
+    two = B.run_fit(replace(matrix, score=score, cost=cost), queries, make(42), 42)
     assert len(one.settings) and np.array_equal(one.answerer, two.answerer), name
     assert np.array_equal(one.held_score, two.held_score, equal_nan=True)
 
@@ -73,12 +74,24 @@ def test_a_router_that_changes_is_fitted_anew(world, tmp_path, monkeypatch):
         assert np.array_equal(three.answerer, one.answerer) and np.array_equal(four.answerer, two.answerer)
 
 
-def test_two_routers_of_one_module_under_one_name_are_told_apart():
+def test_two_routers_of_one_module_under_one_name_are_told_apart(world):
     makers = [embedllm, embedllm_published, routerdc, B.ROUTERS["MODEL-SAT"], B.ROUTERS["MTRouter"]]
-    assert len({B._file("one name", make(42)) for make in makers}) == len(makers)
+
+    memo = {}
+
+    def keys(router): return result_key(B._fit, *world, router, 42, memo=memo)
+    assert len({keys(make(42)) for make in makers}) == len(makers)
     typed = {}
     exec("class Typed:\n    def __repr__(self): return 'Typed()'", typed)
-    assert B._file("mine", typed["Typed"]()) == B._file("mine", typed["Typed"]())
+    assert keys(typed["Typed"]()) == keys(typed["Typed"]())
+
+
+def test_a_fit_is_known_by_its_own_router_and_not_by_the_others(world):
+    content = Content()
+    content.add((B._fit, *world, B.ROUTERS["RouterDC"](42), 42))
+    names = {name for piece in reached(content).pieces for name in piece.binds}
+    assert {"RouterDC", "stable_hash"} <= names, "the hash makes the split"
+    assert not {"GraphRouter", "FrugalGPT", "AgreementCascade", "ROUTERS"} & names
 
 
 def test_the_setting_is_chosen_on_validation_rows_alone(world, tmp_path, monkeypatch):
@@ -110,7 +123,7 @@ def test_any_other_error_is_not_taken_for_a_lack_of_input(world):
     class Broken:
         def fit(self, matrix, queries): raise NotImplementedError("an operation that torch lacks")
     with pytest.raises(NotImplementedError, match="torch lacks"):
-        B.run_fit(*world, lambda seed: Broken(), 42)
+        B.run_fit(*world, Broken(), 42)
 
 
 # ---------------------------------------------------------------------------- choices and simple routers

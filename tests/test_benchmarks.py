@@ -19,7 +19,8 @@ from mtrouter_nb.benchmarks import (ANSWER_MODELS, OUTCOME_URLS, bfcl_pool, fina
                                     read_zeroeval_upstream, sample_items)
 from mtrouter_nb.outcomes import OutcomeError
 from mtrouter_nb.pool import MINT_POOL
-from mtrouter_nb.sources import DownloadError, data_homes, find_mint, mint_models
+from mtrouter_nb.files import data_homes
+from mtrouter_nb.sources import DownloadError, find_mint, mint_models
 from mtrouter_nb.turns import LogError
 
 READERS = {"zeroeval": read_zeroeval_upstream, "bfcl": read_bfcl_upstream, "mcpmark": read_mcpmark_upstream}
@@ -340,7 +341,19 @@ def test_download_convert_and_keep(cache, server, monkeypatch):
     assert load_outcomes("zeroeval").fingerprint() == matrix.fingerprint()
     assert find_outcomes("zeroeval") == cache / "zeroeval"
     assert sorted(f.name for f in find_outcomes("zeroeval").iterdir()) == [
-        "answers.parquet", "outcomes.parquet", "tasks.parquet"]
+        "answers.parquet", "complete.json", "outcomes.parquet", "tasks.parquet"]
+
+
+def test_a_path_out_of_the_cache_is_refused_before_any_part_is_fetched(cache, monkeypatch):
+    "BFCL comes from two addresses: a bad row of the second, or of neither, stops the first."
+    manifest = outcome_manifest("bfcl")
+    for row, path in ((len(manifest) - 1, f"{benchmarks._BFCL_PROMPTS}/../../../../a"), (3, "../a")):
+        spoilt = manifest.copy()
+        spoilt.loc[row, "path"] = path
+        monkeypatch.setattr(benchmarks, "outcome_manifest", lambda name, spoilt=spoilt: spoilt)
+        monkeypatch.setattr(benchmarks, "download_files", lambda *args: pytest.fail("something was fetched"))
+        with pytest.raises(DownloadError, match=f"No whole bfcl .*MTROUTER_DATA.* row {row + 1}, .* is not below its"):
+            load_outcomes("bfcl", progress=False)
 
 
 def test_out_of_reach(cache, monkeypatch):

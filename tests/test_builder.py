@@ -28,19 +28,21 @@ def blocks(text, language="python"):
     return re.findall(rf"```{language}\n(.*?)```", text, re.S)
 
 
-@pytest.fixture(scope="module")
-def built(readme, tmp_path_factory):
-    """What the builder example leaves behind and prints.
-
-    It runs in a folder with the demo log as a user would bring it: a JSONL row per model call, and a CSV of models.
-    """
-    folder, log = tmp_path_factory.mktemp("own"), load_demo()
+def write_own(folder, log):
+    """`log` in `folder` as a user would bring it: a JSONL row per model call, and a CSV of models."""
     task = log.tasks.set_index("task_id")
     rows = log.turns[["task_id", "model", "turn", "observation", "action", "input_tokens", "output_tokens"]].copy()
     rows["domain"], rows["prompt"] = rows["task_id"].map(task["domain"]), rows["task_id"].map(task["prompt"])
     rows["success"] = log.turns["episode_id"].map(log.episodes.set_index("episode_id")["success"])
     rows.to_json(folder / "my_turns.jsonl", orient="records", lines=True)
     demo_pool().to_csv(folder / "my_models.csv")
+
+
+@pytest.fixture(scope="module")
+def built(readme, tmp_path_factory):
+    """What the builder example leaves behind and prints, run in a folder with the demo log as a user's own."""
+    folder = tmp_path_factory.mktemp("own")
+    write_own(folder, load_demo())
     code = blocks(readme)[0]
     names, said = {}, []
     with pytest.MonkeyPatch.context() as patch:

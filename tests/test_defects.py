@@ -93,7 +93,7 @@ def test_the_study_is_stored_and_scores_follow_from_the_table(world, tmp_path, m
     train, *_, test = rows_of(world[0], 42)
     alone = SMALL["EmbedLLM"](42).fit(world[0].take(train), world[1].take(train)).choose(world[1].take(test))
     assert np.array_equal(first["EmbedLLM"][0].score[0], alone.outcome(world[0].take(test))[0][0]), "as without noise"
-    monkeypatch.setattr(D, "_slips", None)
+    monkeypatch.setattr(D, "every_look", None)
     again = D.slips(*world, (42, 999), workers=1, progress=False)
     for method, scores in first.items():
         for seed, a, b in zip((42, 999), scores, again[method]):

@@ -122,7 +122,7 @@ def test_study_keeps_halves_apart(demo_world, study):
 
 
 def test_study_is_stored(demo_world, study, monkeypatch):
-    monkeypatch.setattr(model_embeddings, "_embedding_study", lambda *_: pytest.fail("computed twice"))
+    monkeypatch.setattr(model_embeddings, "model_vectors", lambda *_: pytest.fail("computed twice"))
     again = embedding_study(demo_world, QUICK, seeds=(0, 1), workers=1, progress=False)
     assert again["vectors"].equals(study["vectors"])
 

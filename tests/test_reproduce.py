@@ -1,20 +1,24 @@
 """The runner: what it skips, what it runs, how it fails, and what it does without logs."""
 import json
+import os
+import signal
+import subprocess
 import sys
-import types
 
 import nbformat
 import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from mtrouter_nb import reproduce
+from mtrouter_nb import claims, reproduce
+from mtrouter_nb.files import Digests
+from mtrouter_nb.reproduce import Logs
 
 PARAMETERS = 'PROFILE = "full"\nSOURCE = "auto"\nOUT = "figures"\nEVIDENCE = "{}"'
 FIGURE = """
 import matplotlib.pyplot as plt, pandas as pd
 from mtrouter_nb.plots import save_figure, use_style
-from mtrouter_nb.reproduce import claim
+from mtrouter_nb.claims import claim
 use_style()
 fig, ax = plt.subplots(figsize=(2, 1))
 ax.plot([1, 2])
@@ -32,7 +36,7 @@ def project(tmp_path, monkeypatch):
     for name, text in {"mtrouter_nb/__init__.py": "", "mtrouter_nb/metrics.py": "from .pool import price\n",
                        "mtrouter_nb/pool.py": "price = 1\n", "mtrouter_nb/other.py": "x = 1\n",
                        "data/published/table.csv": "a\n1\n", "data/prices.csv": "b\n2\n",
-                       "logs/turns.csv": "c\n3\n", "requirements.lock": "numpy==2\n"}.items():
+                       "logs/turns.parquet": "c\n3\n"}.items():
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
@@ -40,22 +44,17 @@ def project(tmp_path, monkeypatch):
     return tmp_path
 
 
-class OutOfReach(OSError):
-    """Stands for the download error of `sources`."""
-
-
 def set_logs(monkeypatch, folder, reachable=False):
-    """Let the runner find logs in `folder` (None: nowhere), or fetch them there when `reachable`."""
+    """Let the runner find logs of every source in `folder` (None: nowhere), or fetch them there when `reachable`."""
     found = [folder]
-    sources = types.ModuleType("mtrouter_nb.sources")
 
-    def load_mint(models):
-        if not reachable:
-            raise OutOfReach("the file is out of reach; check the network.")
+    def fetch(source):
+        if not reachable: return f"{source} is out of reach; check the network, or set MTROUTER_DATA."
         found[0] = reachable
-    sources.find_mint, sources.load_mint, sources.DownloadError = lambda models: found[0], load_mint, OutOfReach
-    sources.mint_manifest, sources.mint_models = lambda: pd.DataFrame(dict(bytes=[5_000_000])), lambda: ["a model"]
-    monkeypatch.setitem(sys.modules, "mtrouter_nb.sources", sources)
+        return ""
+    monkeypatch.setattr(reproduce, "_find", lambda source: found[0])
+    monkeypatch.setattr(reproduce, "_fetch", fetch)
+    monkeypatch.setattr(reproduce, "_download_size", lambda source: 5)
 
 
 def write(project, name, *cells, evidence="published", tags=("parameters",)):
@@ -72,51 +71,87 @@ def figure(name):
     return f'NAME = "{name}"' + FIGURE
 
 
-def fingerprints(**kw):
-    return {job.name: job.fingerprint for job in reproduce.plan(reproduce.paper_notebooks(), **kw)}
+def jobs(project, logs=None, missing=(), **kw):
+    """The jobs of every notebook, with the logs in a folder."""
+    found = Logs({"mint": logs} if logs else {}, dict.fromkeys(missing, "why"))
+    digests = Digests(project / "build" / "digests.json")
+    return {job.name: job for job in reproduce.plan(reproduce.paper_notebooks(), found, digests, **kw)}
+
+
+def fingerprint(project, **kw): return jobs(project, **kw)["one"].fingerprint
 
 
 # what a fingerprint sees
 
+CODE = "from mtrouter_nb.metrics import bill\nbill()"
+
+
 @pytest.fixture
 def one(project):
-    write(project, "one", "from mtrouter_nb.metrics import *", evidence="logged")
+    write(project, "one", CODE, evidence="logged")
+    (project / "mtrouter_nb" / "metrics.py").write_text("from .pool import price\ndef bill(): return price()\n")
+    (project / "mtrouter_nb" / "pool.py").write_text(
+        "NAME = 'prices.csv'\ndef price():\n    return NAME\ndef lose(): return 1\n")
     return project
 
 
 @pytest.mark.parametrize("name, old, new", [
     ("nbs/paper/p/one.ipynb", "# one", "# A better title and more words"),
-    ("mtrouter_nb/pool.py", "price = 1", "# %% ../nbs/00_pool.ipynb #cell-007\nprice = 1"),
+    ("nbs/paper/p/one.ipynb", "bill()\"", "bill()  # of the shop\""),
+    ("mtrouter_nb/pool.py", "def price():", "# %% ../nbs/00_pool.ipynb #cell-007\ndef price():\n    'In dollars.'"),
+    ("mtrouter_nb/pool.py", "return 1", "return 2"),
     ("mtrouter_nb/other.py", "x = 1", "x = 2"),
+    ("data/published/table.csv", "1", "2"),
 ])
-def test_prose_comments_and_unused_modules_rerun_nothing(one, name, old, new):
-    before = fingerprints()
+def test_prose_comments_and_what_is_not_reached_rerun_nothing(one, name, old, new):
+    before = fingerprint(one)
+    assert old in (one / name).read_text()
     (one / name).write_text((one / name).read_text().replace(old, new))
-    assert fingerprints() == before
+    assert fingerprint(one) == before
 
 
 @pytest.mark.parametrize("name, old, new", [
-    ("nbs/paper/p/one.ipynb", "import *", "import price"),
-    ("mtrouter_nb/metrics.py", "price", "price as p"),
-    ("mtrouter_nb/pool.py", "price = 1", "price = 2"),
+    ("nbs/paper/p/one.ipynb", "bill()\"", "bill() + 1\""),
+    ("mtrouter_nb/metrics.py", "price()", "price() * 2"),
+    ("mtrouter_nb/pool.py", "return NAME", "return -NAME"),
     ("data/prices.csv", "2", "3"),
-    ("logs/turns.csv", "3", "4"),
-    ("requirements.lock", "numpy==2", "numpy==3"),
+    ("logs/turns.parquet", "3", "4"),
 ])
-def test_code_modules_inputs_and_lock_rerun(one, name, old, new):
-    before = fingerprints(logs=[one / "logs"])
+def test_code_data_and_logs_rerun(one, name, old, new):
+    before = fingerprint(one, logs=one / "logs")
+    assert old in (one / name).read_text()
     (one / name).write_text((one / name).read_text().replace(old, new))
-    assert fingerprints(logs=[one / "logs"]) != before
+    assert fingerprint(one, logs=one / "logs") != before
+
+
+def test_a_library_that_is_upgraded_reruns(one, monkeypatch):
+    before = fingerprint(one)
+    monkeypatch.setattr(reproduce, "versions", lambda externals: ["numpy 9.9"])
+    assert fingerprint(one) != before and jobs(one)["one"].sources.key, "what is installed is no part of the sources"
 
 
 def test_parameters_and_source_rerun(one):
-    kinds = [dict(), dict(profile="smoke"), dict(source="demo"), dict(extra=dict(EVIDENCE="live"))]
-    assert len({fingerprints(**kw)["one"] for kw in kinds}) == 4
+    kinds = [dict(), dict(profile="smoke"), dict(source="demo"), dict(missing=["mint"], source="mint"),
+             dict(extra=dict(EVIDENCE="live"))]
+    assert len({fingerprint(one, **kw) for kw in kinds}) == 4
 
 
 def test_a_published_notebook_does_not_depend_on_logs(project):
     write(project, "one", "1")
-    assert fingerprints(logs=[project / "logs"]) == fingerprints(source="demo")
+    assert fingerprint(project, logs=project / "logs") == fingerprint(project, missing=["mint"], source="demo")
+
+
+def test_a_file_with_the_same_size_and_time_is_read_anew_when_asked(one):
+    def digest(**kw):
+        digests = Digests(one / "build" / "digests.json", **kw)
+        found = digests(one / "data" / "prices.csv")
+        digests.save()
+        return found
+    path, before = one / "data" / "prices.csv", digest()
+    about = path.stat()
+    with path.open("r+") as file: file.write("B")  # in place: the same inode and size
+    os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
+    assert digest() == before != digest(trusted=False)
 
 
 # running
@@ -129,10 +164,10 @@ def test_run_skip_and_rerun(project, capsys):
     assert made.startswith("reproduce: 2 of 2 notebooks") and made.count("   made  figures/") == 2
     names = {p.relative_to(project / "figures").as_posix() for p in (project / "figures").rglob("*.*")}
     assert names == {f"{n}.{k}" for n in ("one", "two") for k in ("png", "svg", "csv", "json")} | {
-        "claims/one.csv", "claims/two.csv"}
+        "claims/one.csv", "claims/two.csv", "MANIFEST.json"}
     about = json.loads((project / "figures" / "one.json").read_text())
     assert about["notebook"] == "nbs/paper/p/one.ipynb"
-    before = {n: (project / "figures" / n).read_bytes() for n in names if not n.endswith("json")}
+    before = {n: (project / "figures" / n).read_bytes() for n in names}
 
     paths[0].write_text(paths[0].read_text().replace("# one", "# Better words"))
     assert reproduce.main([]) == 0
@@ -142,7 +177,8 @@ def test_run_skip_and_rerun(project, capsys):
     (project / "figures" / "two.svg").unlink()
     assert reproduce.main(["--workers", "1"]) == 0
     assert capsys.readouterr().out.count("   made  figures/") == 2
-    assert {n: (project / "figures" / n).read_bytes() for n in before} == before, "a second run writes the same bytes"
+    after = {n: (project / "figures" / n).read_bytes() for n in before}
+    assert [n for n in before if after[n] != before[n]] == ["MANIFEST.json"], "a second run writes the same bytes"
 
     assert reproduce.main(["--only", "one", "--force"]) == 0
     assert "1 of 1" in capsys.readouterr().out
@@ -182,7 +218,7 @@ def test_smoke_writes_only_under_build(project):
 def test_unknown_names_are_errors_before_anything_runs(project, capsys, argv, message):
     write(project, "one", "1")
     assert reproduce.main(argv) == 2
-    assert message in capsys.readouterr().err and not (project / "build").exists()
+    assert message in capsys.readouterr().err and not (project / "build" / "executed").exists()
 
 
 def test_a_notebook_without_parameters_is_an_error(project, capsys):
@@ -216,13 +252,15 @@ def test_without_logs_and_network_the_demo_stands_in(committed, monkeypatch, cap
     assert reproduce.main([]) == 0
     out = capsys.readouterr().out
     assert "download: MINT's logs, 5 MB" in out.splitlines()[0]
-    assert "left as committed  figures/main" in out and "out of reach; check the network" in out
+    assert "left as committed  figures/main" in out and "out of reach; check the network, or set MTROUTER_DATA" in out
     assert (committed / "figures" / "main.csv").read_text() == "as committed"
     assert (committed / "figures" / "table.png").exists(), "published figures are remade in place"
     assert json.loads((committed / "figures" / "demo" / "main.json").read_text())["caption"] == "demo"
     assert not (committed / "figures" / "demo" / "table.png").exists()
-    assert reproduce.main(["--strict"]) == 1
-    assert "STRICT: missing logs are a failure." in capsys.readouterr().err
+    (committed / "figures" / "demo" / "main.png").unlink()
+    assert reproduce.main(["--strict"]) == 2
+    assert "MINT's logs are missing, and STRICT asks for them." in capsys.readouterr().err
+    assert not (committed / "figures" / "demo" / "main.png").exists(), "it failed before any work"
 
 
 def test_logs_are_fetched_once_when_in_reach(committed, monkeypatch, capsys):
@@ -246,28 +284,123 @@ def test_mint_asked_for_but_out_of_reach_is_an_error(committed, monkeypatch, cap
     assert "out of reach" in capsys.readouterr().err
 
 
-def test_a_notebook_that_reads_two_kinds_of_logs_needs_both(project, monkeypatch, capsys):
-    path = write(project, "both", figure("both"), evidence="logged")
-    path.write_text(path.read_text().replace("PROFILE =", "READS = 'outcomes mint'\\nPROFILE ="))
-    here = {"mint": [project / "logs"], "outcomes": []}
-    monkeypatch.setattr(reproduce, "_find_logs", here.get)
-    monkeypatch.setattr(reproduce, "_fetch_logs", lambda kind: f"{kind} is out of reach.")
-    monkeypatch.setattr(reproduce, "_download_size", lambda kind: 7)
+def test_a_missing_source_changes_only_its_own_figures(project, monkeypatch, capsys):
+    for name, sources in (("both", "bfcl mint"), ("mine", "mint"), ("none", "")):
+        path = write(project, name, figure(name), evidence="logged")
+        path.write_text(path.read_text().replace("PROFILE =", f"READS = '{sources}'\\nPROFILE ="))
+    here = {"mint": project / "logs", "bfcl": None}
+    monkeypatch.setattr(reproduce, "_find", here.get)
+    monkeypatch.setattr(reproduce, "_fetch", lambda source: f"{source} is out of reach.")
+    monkeypatch.setattr(reproduce, "_download_size", lambda source: 7)
     assert reproduce.main([]) == 0
     out = capsys.readouterr().out
-    assert "download: the outcomes of ZeroEval, BFCL and MCPMark, 7 MB." in out and "outcomes is out of reach." in out
-    assert (project / "figures" / "demo" / "both.png").exists() and not (project / "figures" / "both.png").exists()
-    here["outcomes"] = [project / "logs"]
+    assert "download: BFCL's outcomes, 7 MB." in out and "bfcl is out of reach." in out
+    assert {p.name for p in (project / "figures").glob("*.png")} == {"mine.png", "none.png"}
+    assert (project / "figures" / "demo" / "both.png").exists()
+    here["bfcl"] = project / "logs"
     assert reproduce.main([]) == 0
     assert json.loads((project / "figures" / "both.json").read_text())["caption"] == "mint"
+
+
+# state, and what harms it
+
+@pytest.mark.parametrize("harm", ["", "{", "[]", '{"figures/one": 3}', '{"figures/one": {"fingerprint": 1}}'])
+def test_a_damaged_state_or_sidecar_is_made_again(project, capsys, harm):
+    write(project, "one", figure("one"))
+    assert reproduce.main([]) == 0
+    for path in (project / "build" / "reproduce.json", project / "build" / "digests.json",
+                 project / "build" / "sources.json"): path.write_text(harm)
+    assert reproduce.main([]) == 0
+    (project / "figures" / "one.json").write_text('{"note')
+    assert reproduce.main([]) == 0
+    assert json.loads((project / "figures" / "one.json").read_text())["figure"] == "one"
+
+
+def test_no_change_starts_nothing_and_imports_nothing_heavy(project, monkeypatch):
+    write(project, "one", figure("one"))
+    assert reproduce.main([]) == 0
+    code = ("import sys\nfrom mtrouter_nb.reproduce import main\nassert main([]) == 0\n"
+            "print(sorted({'torch', 'pandas', 'papermill', 'matplotlib', 'joblib'} & set(sys.modules)))")
+    done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, cwd=project)
+    assert done.stdout.splitlines() == ["  unchanged  figures/one", "[]"], done.stderr
+
+
+def test_what_would_run_and_why(project, capsys):
+    path = write(project, "one", figure("one"))
+    write(project, "two", figure("two"))
+    assert reproduce.main(["--only", "one"]) == 0
+    capsys.readouterr()
+    assert reproduce.main(["--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:2] == ["unchanged", "figures/one"] and lines[1].split()[:3] == ["to", "be", "made"]
+    assert lines[1].endswith("make reproduce ONLY=two")
+    path.write_text(path.read_text().replace("fig, ax", "seed = 1\\nfig, ax"))
+    assert reproduce.main(["--explain", "one"]) == 0
+    assert "code: __main__:seed" in capsys.readouterr().out
+    assert not (project / "figures" / "two.png").exists()
+
+
+def test_a_measurement_that_comes_out_otherwise_changes_no_file(project):
+    cells = figure("speed").replace("dict(x=[1, 2]", "dict(x=[1, 2], s=time.time()").replace("ax.plot([1, 2])",
+                                                                                           "ax.plot([1, time.time()])")
+    path = write(project, "speed", "import time\n" + cells)
+    path.write_text(path.read_text().replace("PROFILE =", "MEASURED = 's'\\nPROFILE ="))
+    assert reproduce.main([]) == 0
+    before = {p: p.read_bytes() for p in (project / "figures").rglob("*.*")}
+    assert reproduce.main(["--force"]) == 0
+    assert {p: p.read_bytes() for p in before} == before
+    assert (project / "build" / "measured" / "speed.csv").read_bytes() != before[project / "figures" / "speed.csv"]
+    path.write_text(path.read_text().replace("x=[1, 2]", "x=[1, 3]"))
+    assert reproduce.main([]) == 0
+    assert (project / "figures" / "speed.csv").read_bytes() != before[project / "figures" / "speed.csv"]
+
+
+def test_the_manifest_finds_what_no_notebook_made(project, capsys):
+    path = write(project, "one", figure("one"))
+    write(project, "two", figure("two"))
+    assert reproduce.main([]) == 0 and reproduce.main(["--check"]) == 0
+    harms = {
+        "one.csv is not what": lambda: (project / "figures" / "one.csv").write_text("x,evidence\n7,published\n"),
+        "claims/one.csv is not what": lambda: (project / "figures" / "claims" / "one.csv").write_text("id\n"),
+        "two.svg is not there": lambda: (project / "figures" / "two.svg").unlink(),
+        "has changed since": lambda: path.write_text(path.read_text().replace("fig, ax", "seed = 1\\nfig, ax")),
+        "three.csv belongs to no": lambda: (project / "figures" / "three.csv").write_text(""),
+    }
+    for sentence, harm in harms.items():
+        harm()
+        capsys.readouterr()
+        assert reproduce.main(["--check"]) == 1
+        assert sentence in capsys.readouterr().err
+
+
+def test_outside_of_a_checkout_it_says_so(tmp_path):
+    env = {k: v for k, v in os.environ.items() if k != "MTROUTER_ROOT"} | dict(MTROUTER_ROOT=str(tmp_path))
+    done = subprocess.run([sys.executable, "-m", "mtrouter_nb.reproduce"], cwd=tmp_path, env=env, text=True,
+                          capture_output=True)
+    assert done.returncode == 2 and "inside a checkout" in done.stderr and not done.stdout
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_ctrl_c_is_one_sentence_and_the_next_run_goes_on(project, capsys):
+    write(project, "a_quick", figure("a_quick"))
+    write(project, "slow", "import time\ntime.sleep(60)")
+    process = subprocess.Popen([sys.executable, "-m", "mtrouter_nb.reproduce"], cwd=project, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    for line in process.stdout:
+        if "made  figures/a_quick" in line: break
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "goes on from here" in err and "Traceback" not in out + err
+    assert not any(word in out + err for word in ("ipykernel", "KeyboardInterrupt")), err
+    assert "a_quick" in (project / "build" / "reproduce.json").read_text()
 
 
 # claims
 
 def test_claims_are_idempotent_and_keep_their_order(project):
     def twice():
-        reproduce.claim("fig.b", 1, 1.5, 1, 2, "holds")
-        reproduce.claim("fig.a", "5 of 6", float("nan"), None, None, "not testable", evidence="published", note="why")
+        claims.claim("fig.b", 1, 1.5, 1, 2, "holds")
+        claims.claim("fig.a", "5 of 6", float("nan"), None, None, "not testable", evidence="published", note="why")
     twice()
     path = project / "figures" / "claims" / "fig.csv"
     once = path.read_bytes()
@@ -275,20 +408,27 @@ def test_claims_are_idempotent_and_keep_their_order(project):
     assert path.read_bytes() == once
     table = pd.read_csv(path)
     assert table.id.tolist() == ["fig.b", "fig.a"] and table.loc[1, ["ours", "low", "high"]].isna().all()
-    reproduce.claim("fig.b", 1, 0.5, 0, 1, "fails")
+    claims.claim("fig.b", 1, 0.5, 0, 1, "fails")
     table = pd.read_csv(path).set_index("id")
     assert table.verdict.to_dict() == {"fig.b": "fails", "fig.a": "not testable"} and table.ours["fig.b"] == 0.5
+
+
+def test_a_run_drops_claims_of_code_that_is_gone(project, monkeypatch):
+    claims.claim("fig.old", 1, 1, verdict="holds")
+    monkeypatch.setattr(claims, "_ROWS", {})  # as in a new process
+    claims.claim("fig.new", 1, 1, verdict="holds")
+    assert pd.read_csv(project / "figures" / "claims" / "fig.csv")["id"].tolist() == ["fig.new"]
 
 
 @pytest.mark.parametrize("kw, message", [(dict(verdict="maybe"), "'maybe' is none of holds, fails"),
                                          (dict(verdict="holds", evidence="rumour"), "'rumour' is none of")])
 def test_a_bad_claim_writes_nothing(project, kw, message):
     with pytest.raises(ValueError, match=message):
-        reproduce.claim("fig.a", 1, 1, **kw)
+        claims.claim("fig.a", 1, 1, **kw)
     assert not (project / "figures").exists()
 
 
 def test_claims_without_a_figure_go_to_the_running_notebook(project, monkeypatch):
     monkeypatch.setenv("MTROUTER_NOTEBOOK", "nbs/paper/p/tour.ipynb")
-    reproduce.claim("gain", 1, 1, verdict="holds")
+    claims.claim("gain", 1, 1, verdict="holds")
     assert (project / "figures" / "claims" / "tour.csv").exists()

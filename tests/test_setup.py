@@ -76,6 +76,8 @@ def test_setup_py_gives_every_dynamic_field(root, settings, monkeypatch):
     assert not [f for f in project["dynamic"] if not given.get(names.get(f, f))]
     assert given["install_requires"] == settings["requirements"].split()
     assert given["python_requires"] == project["requires-python"] == f">={settings['min_python']}"
+    assert given["extras_require"] == {extra: settings[f"{extra}_requirements"].split() for extra in ("dask", "dev")}
+    assert set(given["extras_require"]["dask"]) <= set(given["extras_require"]["dev"]), "the tests need it"
 
 
 def test_one_version_everywhere(root, settings):
@@ -129,7 +131,8 @@ def make(root, *args, **env):
 
 def test_plain_make_lists_the_targets(root):
     lines = make(root).stdout.splitlines()
-    assert [line.split()[1] for line in lines] == ["reproduce", "test", "check", "lab", "clean"]
+    assert [line.split()[1] for line in lines] == [
+        "reproduce", "test", "test-long", "check", "verify", "lab", "clean", "clean-cache"]
 
 
 def test_missing_python_is_one_clear_sentence(root, tmp_path):

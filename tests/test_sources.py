@@ -4,7 +4,9 @@ import gzip
 import hashlib
 import http.server
 import json
+import socket
 import threading
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -12,9 +14,9 @@ import pytest
 
 from mtrouter_nb import sources
 from mtrouter_nb.pool import MINT_POOL, demo_pool
-from mtrouter_nb.sources import (DownloadError, cache_dir, data_homes, download_files, download_mint, find_mint,
-                                 load_log, load_mint, mint_manifest, mint_models, pool_of, read_mint_upstream,
-                                 sample_tasks)
+from mtrouter_nb.files import cache_dir, data_homes
+from mtrouter_nb.sources import (DownloadError, download_files, download_mint, find_mint, load_log, load_mint,
+                                 mint_manifest, mint_models, pool_of, read_mint_upstream, sample_tasks)
 from mtrouter_nb.turns import LogError, TurnLog, proposes
 
 PROVEN = ["Meta-Llama-3-70B-Instruct", "Meta-Llama-3-8B-Instruct", "gpt-4-0613"]
@@ -134,20 +136,22 @@ def test_a_model_without_files_is_named(tmp_path):
 # --- the download ---------------------------------------------------------------------------------------------------
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    "Serves files; those named truncated* promise all bytes and send half."
+    "Serves files; those named truncated* promise all bytes and send half, those named stalled* send half and wait."
     requests: list = []
+    over = threading.Event()
 
     def log_message(self, *args): pass
 
     def do_GET(self):
         self.requests.append(self.path)
-        if "truncated" not in self.path:
+        if "truncated" not in self.path and "stalled" not in self.path:
             return super().do_GET()
         content = Path(self.translate_path(self.path)).read_bytes()
         self.send_response(200)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content[:len(content) // 2])
+        if "stalled" in self.path: self.over.wait(30)
         self.close_connection = True
 
 
@@ -157,9 +161,12 @@ def server(tmp_path):
     folder = tmp_path / "served"
     folder.mkdir()
     Handler.requests = []
+    Handler.over.clear()
     http_server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=folder))
+    http_server.handle_error = lambda *_: None  # who was cut off hangs up
     threading.Thread(target=http_server.serve_forever, daemon=True).start()
     yield folder, f"http://127.0.0.1:{http_server.server_port}", Handler.requests
+    Handler.over.set()
     http_server.shutdown()
     http_server.server_close()
 
@@ -226,6 +233,53 @@ def test_a_refused_file_and_an_unreachable_server(server, tmp_path):
     assert files_in(tmp_path / "cache") == set()
 
 
+@pytest.mark.parametrize("path", ["../a.jsonl", "data/../../a", "/a", r"..\a", r"a\..\..\b", "C:/a", "//b/a", "", None])
+def test_a_path_out_of_the_folder_is_refused_before_anything_is_fetched(server, tmp_path, path):
+    folder, url, asked = server
+    manifest = publish(folder, one=b"first", two=b"second")
+    manifest.loc[1, "path"] = path
+    sentence = "^The manifest's row 2, .* is not below its folder; nothing was fetched, mend that row.$"
+    with pytest.raises(DownloadError, match=sentence) as raised:
+        download_files(manifest, url, tmp_path / "cache", progress=False)
+    assert repr(manifest.path[1]) in str(raised.value)
+    assert asked == [] and not (tmp_path / "cache").exists() and not (tmp_path / "a.jsonl").exists()
+
+
+@pytest.mark.parametrize("column, value", [("sha256", None), ("sha256", "abc"), ("bytes", None), ("bytes", -1)])
+def test_a_row_that_cannot_be_verified_is_refused(server, tmp_path, column, value):
+    folder, url, asked = server
+    manifest = publish(folder, one=b"first", two=b"second").astype({"bytes": object})
+    manifest.loc[1, column] = value
+    with pytest.raises(DownloadError, match="row 2, .*two.jsonl', lacks a size or a sha256"):
+        download_files(manifest, url, tmp_path / "cache", progress=False)
+    assert asked == []
+
+
+def test_a_body_over_its_size_is_cut_off(server, tmp_path):
+    "A hundred megabytes arrive where a hundred bytes were promised: they are neither kept nor read to their end."
+    folder, url, asked = server
+    manifest = publish(folder, good=b"good", long=b"x" * 100)
+    with open(folder / manifest.path[1], "wb") as file: file.truncate(100 << 20)
+    with pytest.raises(DownloadError, match="long.jsonl .* is longer than the manifest says and was cut off") as raised:
+        download_files(manifest, url, tmp_path / "cache", progress=False)
+    assert str(raised.value).count(". ") == 0 and sum("long" in path for path in asked) == 1, "asked again for nothing"
+    assert files_in(tmp_path / "cache") == {"good.jsonl"}
+
+
+@pytest.mark.parametrize("kind", ["stalled", "mute"])
+def test_a_server_that_never_answers_is_given_up(server, tmp_path, monkeypatch, kind):
+    "One stops in the middle of a file, one accepts and says nothing: both end after the one stated time."
+    folder, url, asked = server
+    monkeypatch.setattr(sources, "TIMEOUT_S", .3)
+    manifest = publish(folder, **{kind: b"x" * 100_000})
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        if kind == "mute": url = f"http://127.0.0.1:{mute.getsockname()[1]}"
+        start = time.monotonic()
+        with pytest.raises(DownloadError, match=r"no answer in 0.3 s \(TIMEOUT_S\); check .*, or set MTROUTER_DATA"):
+            download_files(manifest, url, tmp_path / "cache", progress=False)
+    assert .3 < time.monotonic() - start < 3 and files_in(tmp_path / "cache") == set()
+
+
 def test_progress_counts_bytes(server, tmp_path, capsys):
     folder, url, _ = server
     download_files(publish(folder, one=b"x" * 2000), url, tmp_path / "cache")
@@ -272,7 +326,8 @@ def test_data_is_found_in_order(tmp_path, monkeypatch):
     homes = sources.data_homes()
     assert homes[0] == tmp_path / "mine" and homes[1].parts[-2:] == ("shared", "data")
     (tmp_path / "mine" / "mint" / "turns.parquet").unlink()
-    assert find_mint(["both"]) == tmp_path / "cache" / "mint"
+    with pytest.warns(UserWarning, match="mint/turns.parquet is damaged .* left alone and looked for elsewhere"):
+        assert find_mint(["both"]) == tmp_path / "cache" / "mint"
     monkeypatch.delenv("MTROUTER_DATA")
     assert len(sources.data_homes()) == 2
 

@@ -1,0 +1,256 @@
+"""What code depends on what: never too little, by small packages, by edits of this one, and by a trace of what ran."""
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+from statistics import median
+
+import pytest
+
+from mtrouter_nb.closure import Module, Package, installed, own_package, versions
+from mtrouter_nb.files import Digests, project_root
+from mtrouter_nb.notebooks import _cells_module, all_sources, paper_notebooks
+
+USED = "def used(x): return {}\n"
+
+
+def package(folder, files: dict) -> Package:
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return Package(folder, "toy")
+
+
+# a caller in the module `high`, and what must follow from a change of `used` in the module `low`
+REACHING = {
+    "import": "from .low import used\ndef f(x): return used(x)",
+    "alias": "from .low import used as u\ndef f(x): return u(x)",
+    "module": "from . import low\ndef f(x): return low.used(x)",
+    "dotted": "import toy.low\ndef f(x): return toy.low.used(x)",
+    "inside": "def f(x):\n    from .low import used\n    return used(x)",
+    "star": "from .low import *\ndef f(x): return used(x)",
+    "default": "from .low import used\ndef f(x, by=used): return by(x)",
+    "decorator": "from .low import used\n@used\ndef f(x): return x",
+    "base": "from .low import Base\nclass f(Base): pass",
+    "field": "from .low import Base\nclass f:\n    x: Base",
+    "constant": "from .low import used\nA = used(1)\nB = A\ndef f(x): return B",
+    "registry": "from .low import used\nALL = {'used': used}\ndef f(name): return ALL[name]",
+    "registered": "ALL = {}\ndef register(g):\n    ALL[g.__name__] = g\n    return g\ndef f(name): return ALL[name]",
+    "assigned": "from .low import used\nclass f: pass\nf.method = used",
+    "partial": "from functools import partial\nfrom .low import used\ng = partial(used, 1)\ndef f(): return g()",
+    "nested": "from .low import used\ndef f(x):\n    def g(y): return [used(z) for z in y]\n    return g(x)",
+    "computed attribute": "from . import low\ndef f(name): return getattr(low, name)",
+    "module as a value": "from . import low\ndef f(g): return g(low)",
+    "import by name": "from importlib import import_module\ndef f(name): return import_module(f'toy.{name}')",
+    "import by text": "from importlib import import_module\ndef f(): return import_module('toy.low').used",
+    "whole scope": "from .low import used\ndef f(name): return globals()[name]\ndef g(): return used",
+    "effect": "from .low import used\nused(0)\ndef f(x): return x",
+    "re-exported": "from .between import used\ndef f(x): return used(x)",
+    "lost name": "from .low import not_there_any_more\ndef f(x): return not_there_any_more(x)",
+    "root": "from toy import used\ndef f(x): return used(x)",
+    "conditional": "try:\n    from .low import used\nexcept ImportError:\n    used = None\ndef f(x): return used(x)",
+    "loop": "from . import low\nfor n in [1]:\n    g = low.used\ndef f(x): return g(x)",
+    "broken": "def f(x: return",
+}
+
+
+@pytest.mark.parametrize("way", REACHING)
+def test_a_change_is_seen_by_whatever_way_it_is_reached(tmp_path, way):
+    def digests(body):
+        low = USED.format(body) + "class Base:\n    def m(self): return used(1)\ndef other(): return 1\n"
+        low += "from .high import register\n@register\ndef entry(): return used(2)\n" if way == "registered" else ""
+        files = {"__init__.py": "", "low.py": low, "high.py": REACHING[way], "between.py": "from .low import used\n"}
+        return package(tmp_path, files).reach([("toy.high", "f")]).digests()
+    assert digests("x") != digests("x + 1")
+
+
+@pytest.mark.parametrize("before, after", [
+    ('    "One."\n    return used(x)', '    "Other words."\n    return used(x)'),
+    ("    return used(x)", "    # why\n    return (used(x))"),
+    ("    return used(x)", "    return used(x)\n\ndef unused(): return 7"),
+])
+def test_words_and_neighbours_change_nothing(tmp_path, before, after):
+    def digests(body):
+        files = {"low.py": USED.format("x"), "high.py": f"from .low import used\ndef f(x):\n{body}\n"}
+        return package(tmp_path, files).reach([("toy.high", "f")]).digests()
+    assert digests(before) == digests(after)
+
+
+def test_a_docstring_counts_where_it_is_read(tmp_path):
+    def digests(doc):
+        return package(tmp_path, {"a.py": f'def g():\n    "{doc}"\ndef f(): return g.__doc__'}).reach(
+            [("toy.a", "f")]).digests()
+    assert digests("one") != digests("two")
+
+
+def test_the_order_of_bindings_counts(tmp_path):
+    def digests(text): return package(tmp_path, {"a.py": text}).reach([("toy.a", "f")]).digests()
+    assert digests("A = 1\nA = 2\ndef f(): return A") != digests("A = 2\nA = 1\ndef f(): return A")
+
+
+def test_sub_packages_are_read(tmp_path):
+    files = {"__init__.py": "", "deep/__init__.py": "", "deep/low.py": USED.format("x"),
+             "deep/mid.py": "from .low import used\ndef g(x): return used(x)", "high.py":
+             "from .deep import mid\ndef f(x): return mid.g(x)"}
+    reached = package(tmp_path, files).reach([("toy.high", "f")])
+    assert {piece.name for piece in reached.pieces} == {"toy.high:f", "toy.deep.mid:g", "toy.deep.low:used"}
+
+
+def test_reading_the_same_names_from_another_library_counts(tmp_path):
+    def externals(lib):
+        return package(tmp_path, {"a.py": f"from {lib} import stats\ndef f(): return stats"}).reach(
+            [("toy.a", "f")]).externals
+    assert externals("scipy") == {"scipy"} and externals("numpy") == {"numpy"}
+
+
+# this package
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    "A copy of the package that may be edited."
+    folder = tmp_path_factory.mktemp("copy") / "mtrouter_nb"
+    shutil.copytree(project_root() / "mtrouter_nb", folder, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+def changed(copy, module, old, new, *names):
+    "Whether an edit of a module changes what the `names`, (module, name), reach."
+    path = copy / f"{module}.py"
+    text = path.read_text()
+    assert old in text
+    before = Package(copy).reach(names).digests()
+    path.write_text(text.replace(old, new))
+    try: return Package(copy).reach(names).digests() != before
+    finally: path.write_text(text)
+
+
+@pytest.mark.parametrize("function, module, old, new", [
+    (("mtrouter_nb.frontiers", "_one_cascade"), "frontiers", 'variant != "per domain"', 'variant == "per domain"'),
+    (("mtrouter_nb.bench", "_fit"), "turns", "def stable_hash(", "def stable_hash(_=0, *"),
+    (("mtrouter_nb.worlds", "ReplayWorld"), "turns", "def turn_costs(", "def turn_costs(_=0, *"),
+    (("mtrouter_nb.protocol", "run_split"), "estimator", "class OutcomeEstimator", "class OtherEstimator"),
+    (("mtrouter_nb.contrast", "_compute"), "planning", "def replay_plans(", "def replay_plans(_=0, *"),
+    (("mtrouter_nb.variants", "_compute"), "variants", '"second round": (', '"third round": ('),
+    (("mtrouter_nb.defects", "_slips"), "bench_analyses", "def mean_of_datasets(", "def mean_of_datasets(_=0, *"),
+])
+def test_a_stored_result_sees_the_code_that_made_it(copy, function, module, old, new):
+    assert changed(copy, module, old, new, function)
+
+
+@pytest.mark.parametrize("function, module, old, new", [
+    (("mtrouter_nb.protocol", "run_split"), "frontiers", 'variant != "per domain"', 'variant == "per domain"'),
+    (("mtrouter_nb.protocol", "run_split"), "store", "def prune(", "def prune(_=0, *"),
+    (("mtrouter_nb.bench", "_fit"), "networks", "class GraphRouter", "class OtherRouter"),
+])
+def test_and_not_the_rest(copy, function, module, old, new):
+    assert not changed(copy, module, old, new, function)
+
+
+# code lines whose edit made a figure anew when whole modules counted, at the commit before pieces did
+BEFORE = dict(
+    bench_complementarity=3228, bench_defects=5907, bench_embeddings=5413, bench_latency=5777, bench_noise=4066,
+    bench_pareto=5413, bench_perfcost=5413, bench_performance=5413, bench_pool_size=5777, bench_published=2596,
+    bench_recall_failure=5777, bench_speed=3228, mtrouter_ablations=4871, mtrouter_behaviour=4628,
+    mtrouter_comparison=4410, mtrouter_contrast=4512, mtrouter_controls=4512, mtrouter_estimator=3881,
+    mtrouter_main=4410, mtrouter_model_embeddings=4011, mtrouter_pareto=4410, mtrouter_published=1955,
+    mtrouter_sensitivity=4805, mtrouter_specialization=4628)
+
+
+def code_lines(piece) -> set:
+    "Lines of a piece that hold code: neither blank nor comment nor docstring."
+    lines = {n for n, line in enumerate(piece.text.split("\n"), piece.lines[0])
+             if line.strip() and not line.lstrip().startswith("#")}
+    for node in ast.walk(piece.tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(
+                getattr(body[0].value, "value", None), str):
+            lines -= set(range(body[0].lineno, body[0].end_lineno + 1))
+    return {(piece.module, n) for n in lines}
+
+
+def test_the_median_figure_depends_on_less_than_half_of_what_it_did():
+    package, shares = own_package(), []
+    for path in paper_notebooks(BEFORE):
+        pieces = [p for p in package.reach(code=_cells_module(path)).pieces if p.module != "__main__"]
+        shares.append(len(set().union(*map(code_lines, pieces))) / BEFORE[path.stem])
+    assert median(shares) < 0.5
+
+
+def test_versions_are_those_installed(monkeypatch):
+    assert f"pandas {installed('pandas')}" in versions({"pandas"}) and installed("no_such_package") is None
+    assert any(line.startswith("openblas") or "mkl" in line for line in versions()), "the kernel counts"
+    before = versions({"pandas"})
+    monkeypatch.setattr("mtrouter_nb.closure.installed", lambda name: "9.9")
+    assert versions({"pandas"}) != before
+
+
+# what ran
+
+TRACE = r"""
+import json, sys, threading, types
+from pathlib import Path
+root, cells, given = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
+package, data = str(root / "mtrouter_nb"), str(root / "data")
+ran, opened = set(), set()
+
+def loading(frame):
+    while frame := frame.f_back:
+        if frame.f_code.co_name == "<module>" and frame.f_code.co_filename.startswith(package): return True
+    return False
+
+def seen(frame, event, _):
+    code = frame.f_code
+    if event != "call" or not code.co_filename.startswith(package) or code.co_name == "<module>": return
+    about = (code.co_filename[len(package) + 1:-3], code.co_firstlineno)
+    if about not in ran and not loading(frame): ran.add(about)
+
+def audit(event, args):
+    if event == "open" and isinstance(args[0], str) and args[0].startswith(data): opened.add(args[0][len(data) + 1:])
+
+import matplotlib
+matplotlib.use("agg")
+import mtrouter_nb.jobs as jobs, mtrouter_nb.store as store
+inner = jobs.finished
+store.finished = jobs.finished = lambda function, todo, workers=1: inner(function, todo, 1)  # here, where it is seen
+scope = types.ModuleType("__main__").__dict__
+scope["display"] = print
+sys.addaudithook(audit)
+threading.setprofile(seen)
+sys.setprofile(seen)
+for code, is_parameters in cells:
+    exec(compile(code, "cell", "exec"), scope)
+    if is_parameters: scope.update(given)
+sys.setprofile(None)
+print("RAN", json.dumps([sorted(ran), sorted(opened)]))
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", [path.stem for path in paper_notebooks()])
+def test_every_function_that_ran_for_a_figure_lies_in_its_closure(name, tmp_path):
+    [path] = paper_notebooks([name])
+    cells = [["".join(c["source"]), "parameters" in c["metadata"].get("tags", [])]
+             for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
+    given = dict(PROFILE="smoke", SOURCE="auto", OUT=str(tmp_path / "out"))
+    env = os.environ | dict(MTROUTER_CACHE=str(tmp_path / "cache"), MTROUTER_NOTEBOOK=f"{name}.ipynb")
+    args = [sys.executable, "-c", TRACE, str(project_root()), json.dumps(cells), json.dumps(given)]
+    done = subprocess.run(args, capture_output=True, text=True, env=env, cwd=path.parent)
+    assert not done.returncode, done.stderr[-2000:]
+    ran, opened = json.loads(done.stdout.split("RAN ")[-1])
+    package = own_package()
+    pieces = package.reach(code=_cells_module(path)).pieces
+    for module, line in ran:
+        module = f"mtrouter_nb.{module.replace('/', '.')}"
+        if "BOOKKEEPING" in package.modules[module].bindings: continue
+        assert any(p.module == module and p.lines[0] <= line <= p.lines[1] for p in pieces), (module, line)
+    known = all_sources([path], Digests(tmp_path / "digests.json"))[path].data
+    assert set(opened) <= set(known), set(opened) - set(known)
+    assert len(ran) > 20, "the trace saw what ran"
+
+
+def test_a_module_of_bookkeeping_counts_as_a_number():
+    module = Module("toy.store", "BOOKKEEPING = 1\nfrom . import low\ndef look_up(): return low")
+    assert [p.binds for p in module.pieces] == [{"BOOKKEEPING"}] and not module.imports
