@@ -7,6 +7,7 @@ ONLY ?=
 STRICT ?=
 ARGS ?=
 BIN := $(VENV)/bin
+CHECKED := tests/test_setup.py tests/test_notebooks.py  # by make check
 
 # encoders carry their weights: no hub is asked. One thread a process: numbers do not depend on the core count.
 export VENV TORCH_INDEX
@@ -38,7 +39,7 @@ reproduce: venv ## every figure and table into figures/ (ONLY=name: one; PROFILE
 test: check ## check, all export notebooks' cells, the smoke profile of reproduce, and pytest
 	ls nbs/*.ipynb | xargs -P 2 -n 1 $(BIN)/nbdev_test --timing --path
 	$(REPRODUCE) --profile smoke
-	$(BIN)/python -m pytest -m "not long"
+	$(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile $(addprefix --ignore ,$(CHECKED))
 
 test-long: test ## and the slow proofs: every figure twice, closures against a trace of what ran
 	$(BIN)/python -m pytest -m long
@@ -48,7 +49,7 @@ check: venv ## notebooks clean, export gives no diff, settings and lock agree, r
 	$(BIN)/ruff check .
 	$(REPRODUCE) --check
 	$(BIN)/python tools/make_readme.py --check
-	$(BIN)/python -m pytest tests/test_setup.py tests/test_notebooks.py
+	$(BIN)/python -m pytest $(CHECKED)
 
 verify: venv ## everything twice from nothing, in two places, byte for byte (two hours; PROFILE=smoke: minutes)
 	@$(REPRODUCE) --verify --profile $(PROFILE)

@@ -189,12 +189,13 @@ def bench_results(matrix: OutcomeMatrix, queries: Queries, routers: dict = None,
 
 # %% ../nbs/09h_bench.ipynb #cell-013
 SMOKE_SEEDS = SEEDS[:2]
+_SMOKE_ROUTERS = ROUTERS | {"GraphRouter": lambda seed: GraphRouter(steps=60, seed=seed)}  # else most of a smoke run
 
 
 def benches(source: str = "auto", profile: str = "full", progress: bool = True) -> list[Bench]:
     "Every router on every table of outcomes that `load_all` gives, computed once per machine."
-    seeds = SEEDS if profile == "full" else SMOKE_SEEDS
-    return [bench_results(matrix, queries_of(matrix), seeds=seeds, progress=progress)
+    routers, seeds = (ROUTERS, SEEDS) if profile == "full" else (_SMOKE_ROUTERS, SMOKE_SEEDS)
+    return [bench_results(matrix, queries_of(matrix), routers, seeds, progress=progress)
             for matrix in tables(source, profile)]
 
 

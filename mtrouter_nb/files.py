@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMPLETE', 'in_checkout', 'data_dir', 'project_root', 'cache_dir', 'data_homes', 'write_atomic', 'sweep',
-           'new_folder', 'in_short', 'name_damage', 'load_json', 'turn', 'file_digest', 'Digests']
+           'new_folder', 'in_short', 'name_damage', 'load_json', 'load_table', 'turn', 'file_digest', 'Digests']
 
 # %% ../nbs/000_files.ipynb #cell-001
 import hashlib
@@ -141,6 +141,12 @@ def load_json(path, default=None):
         name_damage(path, error)
         return default
 
+
+def load_table(path) -> dict:
+    "The JSON file `path` as name -> dictionary; what is otherwise there counts as absent."
+    held = load_json(path)
+    return {name: value for name, value in held.items() if isinstance(value, dict)} if isinstance(held, dict) else {}
+
 # %% ../nbs/000_files.ipynb #cell-022
 @contextmanager
 def turn(path) -> Iterator[None]:
@@ -160,12 +166,16 @@ def file_digest(path) -> str:
     with open(path, "rb") as file: return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _is_mark(value) -> bool: return isinstance(value, list) and [*map(type, value)] == [int, int, int, str]
+
+
 class Digests:
     "Digests of files, remembered in the JSON file `memory` by size, time of change and inode."
 
     def __init__(self, memory, trusted: bool = True):
         self.memory = Path(memory)
-        self.held = (load_json(self.memory) or {}) if trusted else {}
+        held = load_json(self.memory) if trusted else {}
+        self.held = {k: v for k, v in held.items() if _is_mark(v)} if isinstance(held, dict) else {}
         self.found = {}
 
     def __call__(self, path) -> str:

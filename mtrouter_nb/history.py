@@ -112,8 +112,13 @@ class TextEncoder:
     @cached_property
     def content_key(self) -> str:
         "What a vector depends on besides its text: the weights, and the code and the libraries that embed."
-        own = "" if type(self).embed is TextEncoder.embed else result_key(type(self).embed)  # a class of one's own
-        return f"{self.fingerprint} {code_key(*_EMBEDDING)} {own}".rstrip()
+        key = f"{self.fingerprint} {code_key(*_EMBEDDING)}"
+        return key if type(self) is TextEncoder else f"{key} {result_key(type(self), self._settings())}"
+
+    def _settings(self) -> dict:
+        "The fields of a class of one's own, as far as they may change a vector."
+        known = {"cache", "progress", "model", "fingerprint", "content_key"}
+        return {name: value for name, value in vars(self).items() if name not in known}
 
     def embed(self, texts: list) -> np.ndarray:
         "Embed `texts` without the cache: float32 (n, dim), rows of unit length."

@@ -11,21 +11,21 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import BrokenExecutor, Future
 from contextlib import contextmanager
 from functools import lru_cache
 from hashlib import sha256
-from importlib.metadata import version
 from multiprocessing.resource_tracker import ensure_running
 
 from joblib import Parallel, delayed, parallel_config
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from .files import _package
+from .closure import Reached, own_package, versions
 
 # %% ../nbs/000c_jobs.ipynb #cell-004
 BOOKKEEPING = 1  # see `closure.Module`; to be raised when the bytes of a job's result may come out otherwise
@@ -72,14 +72,21 @@ def _alone(number: int, function, job) -> tuple:
 
 def _here(workers: int) -> Parallel:
     "Worker processes of this machine."
-    with parallel_config(backend="loky", inner_max_num_threads=1, initializer=_leave_interrupts):
+    with parallel_config(backend="loky", inner_max_num_threads=1, initializer=_as_worker):
         return Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1, mmap_mode="c")
 
 # %% ../nbs/000c_jobs.ipynb #cell-014
-def _leave_interrupts() -> None:
-    "A worker process leaves Ctrl-C to its caller; programs that it starts do not inherit that."
+def _as_worker() -> None:
+    "A worker process leaves Ctrl-C to its caller (programs that it starts do not inherit that) and ends with it."
     signal.signal(signal.SIGINT, lambda *_: None)
     if os.name == "posix": signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    "End this process when its parent has: what it goes on to write would come late, over newer work."
+    while os.getppid() == parent: time.sleep(.5)
+    os._exit(1)
 
 
 @contextmanager
@@ -180,22 +187,24 @@ def _there(client) -> Parallel:
 
 # %% ../nbs/000c_jobs.ipynb #cell-028
 @lru_cache(maxsize=None)  # a process keeps the code that it has loaded, whatever is installed meanwhile
-def _versions() -> dict:
-    "What a job's bytes depend on beside its arguments: versions, and the digest of this package's code."
-    code = b"".join(path.read_bytes() for path in sorted(_package().glob("*.py")))
-    libraries = {name: version(name) for name in ("numpy", "pandas", "scipy", "scikit-learn", "torch")}
-    return dict(libraries, python="%d.%d" % sys.version_info[:2], mtrouter_nb=sha256(code).hexdigest()[:8])
+def _floor() -> str:
+    "What a job's bytes depend on beside its arguments, a line each: libraries, and this package's code."
+    code = "\n".join(Reached(own_package().whole("*")).digests())
+    return "\n".join([*versions(["pandas"]), f"mtrouter_nb {sha256(code.encode()).hexdigest()[:8]}"])
 
 
-def _remote(versions: dict, number: int, function, job) -> tuple:
-    "`_alone` on a worker of a scheduler. Raises JobsError where it cannot give the bytes of the caller's `versions`."
+def _remote(floor: str, number: int, function, job) -> tuple:
+    "`_alone` on a worker of a scheduler. Raises JobsError where it cannot give the bytes of the caller's `floor`."
     from distributed import get_worker
-    worker, mine = get_worker(), _versions()
+    worker, mine = get_worker(), _floor()
     if (jobs := worker.state.nthreads) > 1:
         raise JobsError(f"The Dask worker {worker.address} runs {jobs} jobs in one process, where they share torch's "
                         "random state: start it with --nworkers N --nthreads 1.")
-    if other := [f"{name} {mine[name]} (not {versions[name]})" for name in mine if mine[name] != versions[name]]:
-        raise JobsError(f"The Dask worker {worker.address} has {', '.join(other)}: install there what the caller has.")
+    if mine != floor:
+        one, other = set(mine.split("\n")), set(floor.split("\n"))
+        theirs, ours = (", ".join(sorted(lines)) or "less" for lines in (one - other, other - one))
+        raise JobsError(f"The Dask worker {worker.address} has {theirs} where the caller has {ours}: install there "
+                        "what the caller has.")
     with scheduler(None): return _alone(number, function, job)  # jobs of its own would wait for the worker it holds
 
 # %% ../nbs/000c_jobs.ipynb #cell-031
@@ -203,19 +212,22 @@ def finished(function, jobs, workers: int = 2) -> Iterator[tuple]:
     """Yield (index of the job, function(*job)) as `jobs` end, over `workers` processes.
 
     Over the workers of a scheduler instead where `MTROUTER_SCHEDULER` names one. An exception of a job is raised as it
-    is and ends the others. Raises JobsError where the scheduler or its workers cannot serve.
+    is and ends the others. Raises JobsError where the scheduler or its workers cannot serve, and where a worker dies.
     """
     jobs, address, results = list(jobs), os.environ.get(SCHEDULER), None
     try:
         if address and jobs:
-            client, versions = _client(address), _versions()
+            client, floor = _client(address), _floor()
             tasks = enumerate(_sent_once(client, jobs))
-            results = _there(client)(delayed(_remote)(versions, i, function, job) for i, job in tasks)
+            results = _there(client)(delayed(_remote)(floor, i, function, job) for i, job in tasks)
         elif workers == 1 or len(jobs) <= 1 or multiprocessing.parent_process():
             results = (_alone(i, function, job) for i, job in enumerate(jobs))
         else:
             with _unheard(): results = _here(workers)(delayed(_alone)(i, function, job) for i, job in enumerate(jobs))
         for result in results: yield result
+    except BrokenExecutor as error:
+        raise JobsError("A worker process was killed, maybe for want of memory: run this again, with workers=1 where "
+                        "memory is short; what was stored is not computed again.") from error
     finally:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of jobs that an early end leaves undone

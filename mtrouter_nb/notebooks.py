@@ -13,8 +13,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from .closure import Module, Package, Reached
-from .files import Digests, load_json, project_root, write_atomic
+from .closure import Module, Package, Reached, without_magics
+from .files import Digests, file_digest, in_short, load_table, project_root, write_atomic
 from .provenance import check_evidence
 
 # %% ../nbs/15_notebooks.ipynb #cell-008
@@ -36,11 +36,13 @@ def paper_notebooks(only=()) -> list[Path]:
 # %% ../nbs/15_notebooks.ipynb #cell-010
 def _code_cells(path) -> list[dict]:
     "Source and tags of each code cell. Raises `ReproduceError` for a file that is no notebook."
-    try: cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
-    except (ValueError, KeyError) as error:
-        raise ReproduceError(f"{Path(path).name} cannot be read as a notebook ({error}); restore it.") from error
-    return [dict(source="".join(c["source"]), tags=c["metadata"].get("tags", [])) for c in cells
-            if c["cell_type"] == "code"]
+    try:
+        cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
+        return [dict(source="".join(c["source"]), tags=c["metadata"].get("tags", [])) for c in cells
+                if c["cell_type"] == "code"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ReproduceError(f"{Path(path).name} cannot be read as a notebook ({in_short(error)}); restore it."
+                             ) from error
 
 
 def notebook_parameters(path) -> dict:
@@ -48,8 +50,15 @@ def notebook_parameters(path) -> dict:
     tagged = [c["source"] for c in _code_cells(path) if "parameters" in c["tags"]]
     if len(tagged) != 1:
         raise ReproduceError(f"{Path(path).name} has {len(tagged)} cells tagged parameters; tag exactly one.")
-    assigned = [node for node in ast.parse(tagged[0]).body if isinstance(node, ast.Assign)]
-    return {node.targets[0].id: ast.literal_eval(node.value) for node in assigned}
+    try:
+        assigned = [node for node in ast.parse(tagged[0]).body if isinstance(node, ast.Assign)]
+        known = {node.targets[0].id: ast.literal_eval(node.value) for node in assigned}
+    except (SyntaxError, ValueError, AttributeError) as error:
+        raise ReproduceError(f"{Path(path).name}: its parameters must be lines of NAME = value, with plain values "
+                             f"({in_short(error)}).") from error
+    for name in ("READS", "MEASURED"):
+        if not isinstance(known.get(name, ""), str): raise ReproduceError(f"{Path(path).name}: {name} must be text.")
+    return known
 
 # %% ../nbs/15_notebooks.ipynb #cell-013
 def checked_parameters(path, given: dict) -> dict:
@@ -58,7 +67,8 @@ def checked_parameters(path, given: dict) -> dict:
     if unknown := sorted(set(given) - set(known)):
         raise ReproduceError(f"{Path(path).name} has no parameter {unknown[0]}; it has {', '.join(known)}.")
     if "EVIDENCE" not in known: raise ReproduceError(f"{Path(path).name} has no EVIDENCE among its parameters.")
-    check_evidence(known["EVIDENCE"])
+    try: check_evidence(known["EVIDENCE"])
+    except ValueError as error: raise ReproduceError(f"{Path(path).name}: {error}") from error
     return given
 
 # %% ../nbs/15_notebooks.ipynb #cell-017
@@ -94,31 +104,45 @@ class Sources:
 
 def _cells_module(path) -> Module:
     "The code cells of a notebook, as one module; lines for the shell and for IPython are blank."
-    lines = "\n".join(c["source"] for c in _code_cells(path)).split("\n")
-    return Module("__main__", "\n".join("" if line.lstrip().startswith(("%", "!")) else line for line in lines))
+    return Module("__main__", "\n".join(without_magics(c["source"]) for c in _code_cells(path)))
+
+
+def _beside(path, externals) -> list[str]:
+    "Files of code that lie beside a notebook and that it imports, each with its digest."
+    files = [Path(path).parent / f"{name}.py" for name in externals]
+    return [f"{file.name} {file_digest(file)}" for file in files if file.exists()]
 
 
 def sources_of(path, package: Package, data: dict) -> Sources:
     "What the notebook at `path` reads of `package`, and of `data` (file -> digest)."
     reached = package.reach(code=_cells_module(path))
     texts = _texts(reached)
-    return Sources(reached.digests(), {name: digest for name, digest in data.items() if _is_named(name, texts)},
+    code = reached.digests() + _beside(path, sorted(reached.externals))
+    return Sources(code, {name: digest for name, digest in data.items() if _is_named(name, texts)},
                    sorted(reached.externals))
 
 # %% ../nbs/15_notebooks.ipynb #cell-023
+def _sum(sources) -> str: return hashlib.sha256(json.dumps(sources).encode()).hexdigest()
+
+
 def all_sources(notebooks, digests: Digests, memory=None) -> dict:
     "Notebook -> `Sources` now; `memory`: a JSON file that remembers them (nothing is remembered without)."
     root = project_root()
     package, data = digests.under(root / "mtrouter_nb", "*.py"), digests.under(root / "data")
-    held = (load_json(memory) or {}) if memory else {}
+    held = load_table(memory) if memory else {}
     drawn, found = [], {}
     for path in notebooks:
         name, mark = path.relative_to(root).as_posix(), json.dumps([package, data, digests(path)])
         mark = hashlib.sha256(mark.encode()).hexdigest()
-        if held.get(name, {}).get("mark") == mark: found[path] = Sources(*held[name]["sources"])
+        known = held.get(name, {})
+        whole = known.get("sum") == _sum(known.get("sources"))
+        if whole and known.get("mark") == mark: found[path] = Sources(*known["sources"])
         else:
             drawn = drawn or [Package(root / "mtrouter_nb")]
             found[path] = sources_of(path, drawn[0], data)
-        held[name] = dict(mark=mark, sources=[found[path].code, found[path].data, found[path].externals])
-    if memory and drawn: write_atomic(memory, json.dumps(held))
+        told = [found[path].code, found[path].data, found[path].externals]
+        held[name] = dict(mark=mark, sum=_sum(told), sources=told)
+    if memory and drawn:
+        try: write_atomic(memory, json.dumps(held))
+        except OSError: pass  # a memory saves time and nothing else
     return found

@@ -13,7 +13,7 @@ import subprocess
 from pathlib import Path
 
 from .closure import installed
-from .files import file_digest, load_json, project_root, write_atomic
+from .files import file_digest, load_json, load_table, project_root, write_atomic
 
 # %% ../nbs/14a_provenance.ipynb #cell-005
 EVIDENCE = {
@@ -85,7 +85,12 @@ KINDS = ("png", "svg", "csv", "json")
 def made_by(notebook: str, out) -> list[str]:
     "Ids of the figures in folder `out` whose sidecar names the notebook `notebook`."
     return [p.stem for p in sorted((project_root() / out).glob("*.json"))
-            if p.name != "MANIFEST.json" and (load_json(p) or {}).get("notebook") == notebook]
+            if p.name != "MANIFEST.json" and _named_in(p) == notebook]
+
+
+def _named_in(sidecar):
+    held = load_json(sidecar)
+    return held.get("notebook") if isinstance(held, dict) else None
 
 
 def _digest(path) -> str | None: return file_digest(path) if path.is_file() else None
@@ -99,11 +104,18 @@ def manifest_entry(figure_id: str, notebook: str, source: str, out="figures") ->
                 files={kind: _digest(folder / f"{figure_id}.{kind}") for kind in KINDS})
 
 
+def _entries(path) -> dict:
+    "The whole entries of the manifest `path`."
+    kinds = dict(notebook=str, source=str, files=dict)
+    return {figure: entry for figure, entry in load_table(path).items()
+            if all(isinstance(entry.get(k), kind) for k, kind in kinds.items()) and "claims" in entry}
+
+
 def write_manifest(entries: dict, out="figures") -> None:
     "Put `entries` (figure -> entry) in place of those of the same notebooks; other entries stay."
     path = project_root() / out / "MANIFEST.json"
     notebooks = {entry["notebook"] for entry in entries.values()}
-    held = {k: v for k, v in (load_json(path) or {}).items() if v["notebook"] not in notebooks}
+    held = {k: v for k, v in _entries(path).items() if v["notebook"] not in notebooks}
     write_atomic(path, json.dumps(dict(sorted({**held, **entries}.items())), indent=1) + "\n")
 
 # %% ../nbs/14a_provenance.ipynb #cell-017
@@ -125,7 +137,7 @@ def manifest_faults(sources: dict, out="figures") -> tuple[list[str], list[str]]
     sources: notebook -> key of its sources now.
     """
     folder = project_root() / out
-    held = load_json(folder / "MANIFEST.json") or {}
+    held = _entries(folder / "MANIFEST.json")
     faults = [fault for figure_id, entry in held.items() for fault in _faults(figure_id, entry, sources, out)]
     made = {entry["notebook"] for entry in held.values()}
     unmade = [Path(notebook).stem for notebook in sorted(set(sources) - made)]

@@ -21,7 +21,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from .closure import versions
-from .files import Digests, data_homes, file_digest, load_json, project_root, write_atomic
+from .files import Digests, data_homes, file_digest, load_table, project_root, write_atomic
 from .notebooks import (ReproduceError, Sources, all_sources, checked_parameters, notebook_parameters,
                                    paper_notebooks)
 from .provenance import KINDS, made_by, manifest_entry, manifest_faults, write_manifest
@@ -86,8 +86,9 @@ def why_stale(job: Job, state: dict) -> list[str]:
         reasons += [f"{kind}: {line} is gone" for line in before if line not in now
                     and line.split(" ")[0] not in {other.split(" ")[0] for other in now}]
     outputs = _outputs(job)
-    return reasons + [f"output: {name} changed or is gone" for name, digest in last.get("outputs", {}).items()
-                      if outputs.get(name) != digest]
+    before = last.get("outputs", {})
+    return reasons + [f"output: {name} is new, changed or gone" for name in sorted({*before, *outputs})
+                      if outputs.get(name) != before.get(name)]
 
 # %% ../nbs/15a_reproduce.ipynb #cell-014
 @contextmanager
@@ -156,8 +157,8 @@ def _settle(job: Job, before: dict) -> None:
     tables = [name for name in before if name.endswith(".csv")]
     if not tables or set(before) != set(after): return
     if any(_unmeasured(before[name], job.measured) != _unmeasured(after[name], job.measured) for name in tables): return
-    held = (load_json(folder / "MANIFEST.json") or {}).values()
-    if job.sources.key not in {entry["source"] for entry in held if entry["notebook"] == job.source}: return
+    held = load_table(folder / "MANIFEST.json").values()
+    if job.sources.key not in {entry.get("source") for entry in held if entry.get("notebook") == job.source}: return
     for name, content in after.items(): write_atomic(project_root() / "build" / "measured" / name, content)
     for name, content in before.items(): write_atomic(folder / name, content)
 
@@ -166,7 +167,7 @@ _COLD_SECONDS = {"mtrouter_main": 1800, "mtrouter_ablations": 600, "mtrouter_sen
                  "mtrouter_contrast": 700,
                  "mtrouter_controls": 500, "mtrouter_model_embeddings": 300, "bench_performance": 300,
                  "bench_defects": 150, "bench_noise": 150, "bench_embeddings": 120, "bench_recall_failure": 60,
-                 "bench_pool_size": 60, "bench_speed": 70}
+                 "bench_pool_size": 60, "bench_speed": 70, "perf_engine": 140}
 
 
 def _state_file(): return project_root() / "build" / "reproduce.json"
@@ -174,8 +175,11 @@ def _state_file(): return project_root() / "build" / "reproduce.json"
 
 def load_state() -> dict:
     "What the runner remembers: key of a job -> fingerprint, parts, outputs and seconds of its last good run."
-    state = load_json(_state_file())
-    return {k: v for k, v in state.items() if isinstance(v, dict)} if isinstance(state, dict) else {}
+    return {k: v for k, v in load_table(_state_file()).items() if k == "logs" or _is_whole(v)}
+
+
+def _is_whole(last: dict) -> bool:
+    return all(isinstance(last.get(k), kind) for k, kind in dict(parts=dict, outputs=dict, seconds=int | float).items())
 
 
 def expected_seconds(job: Job, state: dict) -> float:
@@ -189,11 +193,22 @@ def _clock(seconds) -> str: return f"{seconds:.0f} s" if seconds < 90 else f"{se
 
 
 def expected_wall(jobs, state, workers: int) -> float:
-    "Seconds until all of `jobs` are made by `workers`: their sum over the workers, but no less than the longest."
-    each = [expected_seconds(job, state) for job in jobs]
-    return max([sum(each) / workers, *each], default=0)
+    "Seconds until `workers` have made all `jobs`, those that measure one by one: at least what the longest takes."
+    each = [expected_seconds(job, state) for job in jobs if not job.measured]
+    alone = [expected_seconds(job, state) for job in jobs if job.measured]
+    return sum(alone) + max([sum(each) / workers, *each], default=0)
 
 # %% ../nbs/15a_reproduce.ipynb #cell-023
+def _drop_old(job: Job, start: float) -> None:
+    "Delete figures and claims of `job` that its run, begun at `start`, did not write: code for them is gone."
+    folder = project_root() / job.parameters["OUT"]
+    figures = [f for f in made_by(job.source, folder) if (folder / f"{f}.json").stat().st_mtime < start]
+    old = [folder / f"{figure}.{kind}" for figure in figures for kind in KINDS]
+    claims = folder / "claims" / f"{job.name}.csv"
+    old += [claims] if claims.exists() and claims.stat().st_mtime < start else []
+    for path in old: path.unlink(missing_ok=True)
+
+
 def _made(job: Job, seconds: float, state: dict) -> None:
     "Remember a good run, and put the figures of the checkout into their manifest."
     state[job.key] = dict(fingerprint=job.fingerprint, parts=job.parts, outputs=_outputs(job),
@@ -205,8 +220,9 @@ def _made(job: Job, seconds: float, state: dict) -> None:
 
 
 def _variables() -> dict:
-    "The environment variables that say where things lie."
-    return {k: v for k, v in os.environ.items() if k in ("MTROUTER_ROOT", "MTROUTER_DATA", "MTROUTER_CACHE")}
+    "The environment variables that say where things lie, for processes in other folders."
+    names = ("MTROUTER_ROOT", "MTROUTER_DATA", "MTROUTER_CACHE")
+    return {name: os.path.abspath(os.path.expanduser(os.environ[name])) for name in names if os.environ.get(name)}
 
 
 def _names(jobs, n) -> str:
@@ -225,22 +241,29 @@ def run_jobs(jobs, workers: int = 2, force: bool = False) -> list[str]:
     return _run_all(stale, workers, state) if stale else []
 
 
+def _ended(jobs, workers):
+    "Run `jobs` and yield (job, seconds, error) as they end; those that measure come last, one at a time."
+    from mtrouter_nb.jobs import finished
+    together, alone = ([job for job in jobs if bool(job.measured) is measures] for measures in (False, True))
+    for some, at_once in ((together, workers), (alone, 1)):
+        calls = [(job.notebook, job.source, job.parameters, _variables()) for job in some]
+        for at, (seconds, error) in finished(_run, calls, at_once): yield some[at], seconds, error
+
+
 def _run_all(stale, workers, state) -> list[str]:
     "Run the jobs `stale`; returns the names of those that failed."
     from tqdm import tqdm
-
-    from mtrouter_nb.jobs import finished
-    stale.sort(key=lambda job: -expected_seconds(job, state))
-    before, left, failed = {job: _kept_bytes(job) for job in stale}, list(stale), []
+    stale.sort(key=lambda job: (bool(job.measured), -expected_seconds(job, state)))
+    before, left, failed, started = {job: _kept_bytes(job) for job in stale}, list(stale), [], time.time()
     with tqdm(total=len(stale), desc="notebooks", disable=None) as bar:
         bar.set_postfix_str(_names(left, workers))
-        calls = [(job.notebook, job.source, job.parameters, _variables()) for job in stale]
-        for at, (seconds, error) in finished(_run, calls, workers):
-            left.remove(job := stale[at])
+        for job, seconds, error in _ended(stale, workers):
+            left.remove(job)
             if error:
                 failed.append(job.name)
                 line = f"     FAILED  {job.key}  {seconds:.1f} s  {error}  (see build/failed/{job.name}.ipynb)"
             else:
+                _drop_old(job, started)
                 _settle(job, before[job])
                 _made(job, seconds, state)
                 line = f"       made  {job.key}  {seconds:.1f} s"
@@ -449,7 +472,7 @@ def _options(argv):
     parser.add_argument("--rehash", action="store_true", help="read every file anew, whatever its size and time say")
     parser.add_argument("--strict", action="store_true", help="missing logs are a failure")
     parser.add_argument("--scheduler", metavar="ADDRESS", help="run notebooks on the workers of a Dask scheduler")
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=int, choices=range(1, 65), default=2, metavar="N", help="at a time (2)")
     return parser.parse_args(argv)
 
 
@@ -462,9 +485,12 @@ def _literal(text):
 def _memory(name) -> Path: return project_root() / "build" / name
 
 
-def _check(digests) -> int:
+def _remembered(options) -> Path | None: return None if options.rehash else _memory("sources.json")
+
+
+def _check(digests, memory) -> int:
     "Say what is wrong with the committed figures."
-    found = all_sources(paper_notebooks(), digests, _memory("sources.json"))
+    found = all_sources(paper_notebooks(), digests, memory)
     faults, unmade = manifest_faults({p.relative_to(project_root()).as_posix(): s.key for p, s in found.items()})
     for fault in faults: print(f"figures: {fault}.", file=sys.stderr)
     if unmade: print(f"figures: not compared, since they were made before there was a manifest: {', '.join(unmade)}.")
@@ -484,7 +510,7 @@ def _left_alone(jobs, logs: Logs) -> None:
 def _planner(options, notebooks, digests):
     "A function of `Logs` that gives the jobs."
     extra = {k: _literal(v) for k, _, v in (p.partition("=") for p in options.param)}
-    return lambda logs: plan(notebooks, logs, digests, options.profile, options.source, extra, _memory("sources.json"))
+    return lambda logs: plan(notebooks, logs, digests, options.profile, options.source, extra, _remembered(options))
 
 
 def _needed(options, notebooks) -> list:
@@ -501,7 +527,7 @@ def _look(options, planned, state, logs) -> int:
 # %% ../nbs/15a_reproduce.ipynb #cell-045
 def _reproduce(options) -> int:
     digests = Digests(_memory("digests.json"), trusted=not options.rehash)
-    if options.check: return _check(digests)
+    if options.check: return _check(digests, _remembered(options))
     notebooks = paper_notebooks([options.explain] if options.explain else options.only)
     planned, state, needed = _planner(options, notebooks, digests), load_state(), _needed(options, notebooks)
     logs = remembered_logs(state)
@@ -564,6 +590,9 @@ def main(argv=None) -> int:
         return _verify(options) if options.verify else _one_at_a_time(options)
     except ReproduceError as error:
         print(error, file=sys.stderr)
+        return 2
+    except OSError as error:  # a checkout that cannot be written, or a full disk
+        print(f"reproduce: {error}; what was made is kept.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nInterrupted: what was made is kept, and make reproduce goes on from here.", file=sys.stderr)

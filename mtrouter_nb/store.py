@@ -11,13 +11,20 @@ import hashlib
 import io
 import json
 import linecache
+import multiprocessing
 import os
+import shutil
 import sys
 import time
 import types
 import warnings
 import zipfile
 from collections.abc import Callable
+from contextlib import contextmanager
+from datetime import date, timedelta
+from datetime import time as time_of_day
+from decimal import Decimal
+from fractions import Fraction
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
@@ -25,7 +32,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from .closure import Module, Package, Reached, installed, own_package, versions
+from .closure import Module, Package, Reached, installed, own_package, versions, without_magics
 from .files import cache_dir, file_digest, name_damage, turn, write_atomic
 from .jobs import finished
 
@@ -46,6 +53,16 @@ def _plain_object(value) -> dict:
 
 
 _PLAIN = (str, bool, int, float, types.NoneType)
+_HOLDERS = (list, tuple, dict, set, frozenset)
+_TOLD = (date, time_of_day, timedelta, Decimal, Fraction, pd.Period)  # and their subclasses, as pandas' Timestamp
+# made in C, with all that they hold in their `__dict__`, or alone of their kind
+_OPEN = (types.SimpleNamespace, type(lru_cache(len)), *type(pd.NA).__mro__[:-1])
+
+
+def _shows_all(kind: type) -> bool:
+    "Whether objects of a class keep all that they hold in fields: a base that was written in C may keep more."
+    made = [vars(base).get("__new__") for base in kind.__mro__[:-1] if base not in _OPEN]
+    return not any(isinstance(new, types.BuiltinFunctionType) for new in made)
 
 
 def _flat(values) -> bytes | list:
@@ -85,24 +102,47 @@ class Content:
         elif kind in (tuple, list): yield from map(self.add, value)
         elif kind is dict: yield from (self.add(v) for item in value.items() for v in item)
         elif kind in (set, frozenset): yield from sorted(map(self.add, value))
-        elif isinstance(value, np.ndarray | np.generic): yield from self._array(np.asarray(value))
+        elif isinstance(value, np.ndarray | np.generic): yield from self._array(np.asanyarray(value))
         elif isinstance(value, pd.DataFrame): yield from self._table(value)
         elif isinstance(value, pd.Series | pd.Index): yield from self._named(value)
         elif isinstance(value, pd.api.extensions.ExtensionArray): yield self.add(pd.Series(value))
         elif isinstance(value, Path): yield from (str(value), file_digest(value) if value.is_file() else "no file")
-        elif isinstance(value, types.ModuleType): yield from self._written(value.__name__, "*")
+        elif isinstance(value, types.ModuleType): yield from self._module(value)
         elif isinstance(value, type): yield from self._class(value)
         elif isinstance(value, types.FunctionType): yield from self._function(value)
         elif isinstance(value, types.MethodType): yield from map(self.add, (value.__self__, value.__func__))
         elif isinstance(value, partial): yield from map(self.add, (value.func, value.args, value.keywords))
-        elif isinstance(value, types.BuiltinFunctionType): yield value.__qualname__
+        elif isinstance(value, types.BuiltinFunctionType): yield from self._builtin(value)
+        elif isinstance(value, np.ufunc): yield value.__name__
+        elif isinstance(value, _TOLD): yield repr(value)
+        elif isinstance(value, _PLAIN[:1] + _PLAIN[2:4] + _HOLDERS + (bytes,)): yield from self._derived(value)
+        elif "torch" in sys.modules and isinstance(value, sys.modules["torch"].Tensor):
+            yield from (str(value.dtype), self.add(value.detach().cpu().numpy()))
         else: yield from self._object(value)
+
+    def _builtin(self, value):
+        yield value.__qualname__
+        bound = value.__self__ is not None and not isinstance(value.__self__, types.ModuleType)
+        if bound: yield self.add(value.__self__)
+        elif value.__module__ not in (None, "builtins"): yield value.__module__
+
+    def _derived(self, value):
+        "A value of a class that was derived from one of Python's own: as that, with its class and its fields."
+        base = next(b for b in _HOLDERS + (str, int, float, bytes) if isinstance(value, b))
+        yield from self._class(type(value))
+        yield from (self.add(base(value)), self.add(getattr(value, "default_factory", None)))
+        yield self.add(_plain_object(value))
 
     def _array(self, array):
         yield from (array.dtype.str, array.shape, self._values(array))
+        if array.dtype.names: yield repr(array.dtype.descr)
+        if isinstance(array, np.ma.MaskedArray): yield self.add(np.ma.getmaskarray(array))
 
     def _named(self, column):
         kind = column.dtype
+        if isinstance(column, pd.MultiIndex): yield repr(list(column.names))
+        if isinstance(column, pd.Series) and not column.index.equals(pd.RangeIndex(len(column))):
+            yield self.add(column.index)
         if isinstance(kind, pd.CategoricalDtype): yield self.add([kind.ordered, pd.Index(kind.categories)])
         yield from (str(kind), repr(column.name), self._values(column))
 
@@ -112,14 +152,18 @@ class Content:
 
     def _table(self, table):
         yield self.add(table.index)
-        for place, name in enumerate(table.columns): yield from (repr(name), self.add(table.iloc[:, place]))
+        if any(name is not None for name in table.columns.names) or table.attrs:
+            yield self.add([list(table.columns.names), table.attrs])
+        plain = table.reset_index(drop=True)
+        for place, name in enumerate(plain.columns): yield from (repr(name), self.add(plain.iloc[:, place]))
 
     def _object(self, value):
         "An object: its class and its fields, or, where it has one, its `content_key` in their place."
         yield from self._class(type(value))
         if hasattr(value, "content_key"): yield value.content_key
         elif isinstance(value, np.random.Generator): yield repr(value.bit_generator.state)
-        elif (fields := _plain_object(value)) or hasattr(value, "__dict__"): yield self.add(fields)
+        elif _shows_all(type(value)) and (hasattr(value, "__dict__") or _plain_object(value)):
+            yield self.add(_plain_object(value))
         else: raise UnknownContent(f"What a {type(value).__qualname__} holds cannot be told: give its class a property "
                                    "`content_key`, or hand over what the function needs of it.")
 
@@ -147,14 +191,32 @@ def _written(self, module: str, name: str):
 
 
 def _class(self, cls):
-    "A class with its bases: names, and the functions of those that were written elsewhere."
+    "A class with its bases: names, and what those hold that were written elsewhere."
     for base in cls.__mro__:
         first = base.__qualname__.split(".")[0]
         named = hasattr(sys.modules.get(base.__module__), first)  # a class made by code that runs has no place
         known = [*self._written(base.__module__, first)] if named else []
         yield from known or [first]
-        for value in vars(base).values() if not known else ():
-            if isinstance(value, types.FunctionType): yield self.add(value)
+        for name, value in vars(base).items() if not known and base is not object else ():
+            yield from self._member(name, value)
+
+
+def _member(self, name: str, value):
+    "What stands in a class that was written elsewhere: functions, with those within properties, and values."
+    if isinstance(value, _WRAPPED): inner = [getattr(value, a, None) for a in _INNER]
+    elif isinstance(value, types.FunctionType): inner = [value]
+    elif name == "__dataclass_fields__": inner = [f.default_factory for f in value.values()]
+    else: inner = [value] if not name.startswith("__") and not _is_slot(value) else []
+    for one in inner:
+        if isinstance(one, types.FunctionType): yield self.add(one)
+        elif one is value: yield from (name, self.add(one))
+
+
+_WRAPPED = property, cached_property, staticmethod, classmethod
+_INNER = "fget", "fset", "fdel", "func", "__func__"
+
+
+def _is_slot(value) -> bool: return isinstance(value, types.MemberDescriptorType | types.GetSetDescriptorType)
 
 
 def _function(self, function):
@@ -163,17 +225,25 @@ def _function(self, function):
         try: yield self.add(cell.cell_contents)
         except ValueError: yield "not set"
     yield from (self.add(function.__defaults__), self.add(function.__kwdefaults__), function.__qualname__)
+    if own := {k: v for k, v in vars(function).items() if k != "__wrapped__"}: yield self.add(own)
     known = [*self._written(function.__module__ or "", function.__qualname__.split(".")[0])]
+    if not _is_its_own(function): known = []
     if function.__qualname__.startswith("<lambda>") and known: yield from self._bytecode(function)
     elif known: yield from known
     elif text := _text_of(function.__code__): yield from self._cell(text, function)
     else: yield from self._bytecode(function)
 
 
+def _is_its_own(function) -> bool:
+    "Whether a function is what its name says, and not a wrapper that took over the name of what it wraps."
+    named = getattr(sys.modules.get(function.__module__ or ""), function.__qualname__, None)
+    return named is function or "__wrapped__" not in vars(function)
+
+
 def _cell(self, text: str, function):
-    "The cell (or file) of a function, and the values that the function reads from outside of it."
-    lines = ["" if line.lstrip().startswith(("%", "!")) else line for line in text.split("\n")]
-    cell = self.cells[hashlib.sha256(text.encode()).hexdigest()] = Module("__main__", "\n".join(lines))
+    "The cell (or file) of a function, the local files that it imports, and the values that the function reads outside."
+    cell = self.cells[hashlib.sha256(text.encode()).hexdigest()] = Module("__main__", without_magics(text))
+    self._files(cell)
     first = function.__code__.co_firstlineno
     todo, seen = [p for p in cell.pieces if p.lines[0] <= first <= p.lines[1]], set()
     while todo:
@@ -181,6 +251,31 @@ def _cell(self, text: str, function):
         todo += [p for name in piece.reads for p in cell.bindings.get(name, ()) if p not in seen]
     for name in sorted(set().union(*(p.reads for p in seen)) - set(cell.imports)):  # another cell may have set them
         if name in function.__globals__: yield from (name, self.add(function.__globals__[name]))
+
+
+def _files(self, module: Module):
+    "Files that `module` imports and that belong to no installed package: they are read whole."
+    imported = [*module.imports.values(), *(i for piece in module.pieces for i in piece.imports.values())]
+    for dotted in {place for target, name in imported for place in (target, f"{target}.{name}")}:
+        if dotted.split(".")[0] != _OWN and not _is_library(dotted): self._file(sys.modules.get(dotted))
+
+
+def _module(self, module):
+    "A module among the inputs: whole, wherever it comes from."
+    known = [*self._written(module.__name__, "*")]
+    if not known: self._file(module)
+    yield from known
+
+
+def _file(self, module):
+    "A module that belongs to no installed package."
+    path = getattr(module, "__file__", None)
+    if not path or not os.path.exists(path): return
+    text = Path(path).read_text(encoding="utf-8")
+    key = hashlib.sha256(f"{path}{text}".encode()).hexdigest()
+    if key not in self.cells:
+        self.cells[key] = Module(module.__name__, text)
+        self._files(self.cells[key])
 
 
 def _codes(code):
@@ -194,11 +289,12 @@ def _bytecode(self, function):
     "A function without source, or without a name of its own: its bytecode, and the values of the names that it reads."
     for code in _codes(function.__code__):
         yield from (code.co_code, repr([c for c in code.co_consts if not isinstance(c, types.CodeType)]))
-        for name in code.co_names:
-            if name in function.__globals__: yield from (name, self.add(function.__globals__[name]))
+        for name in code.co_names:  # of globals, of attributes, of Python's own functions
+            yield from (name, self.add(function.__globals__[name])) if name in function.__globals__ else (name,)
 
-Content._written, Content._class, Content._function = _written, _class, _function
-Content._cell, Content._bytecode = _cell, _bytecode
+Content._written, Content._class, Content._member, Content._function = _written, _class, _member, _function
+Content._cell, Content._files, Content._file, Content._module, Content._bytecode = (
+    _cell, _files, _file, _module, _bytecode)
 
 # %% ../nbs/000b_store.ipynb #cell-019
 _STARTED = time.time()
@@ -242,10 +338,12 @@ def code_key(*names: tuple) -> str:
 
 
 def code_is_fresh() -> bool:
-    "Whether no file of the package is younger than this process; else a warning says, once, to restart."
-    young = [m.path for m in _code().modules.values() if os.stat(m.path).st_mtime > _STARTED]
+    "Whether neither the package nor the script that runs is younger than this process; else a warning says so, once."
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    files = [m.path for m in _code().modules.values()] + [script] * bool(script and os.path.exists(script))
+    young = [path for path in files if os.stat(path).st_mtime > _STARTED]
     if young: _warn_once(f"{young[0]} changed after this process started: results are neither looked up nor kept; "
-                         "restart the kernel.")
+                         "restart the kernel or the script.")
     return not young
 
 
@@ -259,7 +357,7 @@ def _encoded(value) -> tuple[str, bytes]:
     if isinstance(value, pd.DataFrame):
         value.to_parquet(buffer, index=False)
         return "parquet", buffer.getvalue()
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray) and not isinstance(value, np.ma.MaskedArray):
         np.save(buffer, value, allow_pickle=False)
         return "npy", buffer.getvalue()
     if value is None or isinstance(value, bool | int | float | str): return "json", json.dumps(value).encode()
@@ -272,6 +370,8 @@ _READERS = {"parquet": pd.read_parquet, "npy": partial(np.load, allow_pickle=Fal
 def packed(result) -> bytes:
     "`result` as the bytes of its file. Raises TypeError for what cannot be stored."
     members = {str(k): v for k, v in result.items()} if isinstance(result, dict) else {"": result}
+    if isinstance(result, dict) and len(members) < len(result):
+        raise TypeError("A stored result has two names that read the same; give each part a name of its own.")
     buffer, about = io.BytesIO(), dict(single=not isinstance(result, dict), members=[])
     with zipfile.ZipFile(buffer, "w") as file:
         for name, value in members.items():
@@ -295,7 +395,10 @@ def unpacked(content: bytes):
 # %% ../nbs/000b_store.ipynb #cell-027
 def _limit() -> float:
     "Bytes that results may take: `MTROUTER_CACHE_LIMIT_GB`, 10 GB by default."
-    return float(os.environ.get("MTROUTER_CACHE_LIMIT_GB") or 10) * 1e9
+    limit = os.environ.get("MTROUTER_CACHE_LIMIT_GB") or 10
+    try: return float(limit) * 1e9
+    except ValueError as error:
+        raise ValueError(f"MTROUTER_CACHE_LIMIT_GB is {limit!r}: give a number of GB.") from error
 
 
 def prune(limit: float = None) -> int:
@@ -325,6 +428,7 @@ def _results() -> Path: return cache_dir() / "results"
 
 def _place(function, key: str) -> Path:
     name = getattr(function, "func", function)  # of a partial
+    name = name if hasattr(name, "__qualname__") else type(name)
     return _results() / f"{name.__module__}.{name.__qualname__}".replace("<", "").replace(">", "") / f"{key}.zip"
 
 
@@ -342,7 +446,9 @@ def _load(path: Path) -> tuple[bool, object]:
 
 def _keep(path: Path, content: bytes) -> None:
     "Write a result; where that fails, warn once and go on with the result in hand."
-    try: write_atomic(path, content)
+    try:
+        if path.is_dir(): shutil.rmtree(path)
+        write_atomic(path, content)
     except OSError as error:
         _warn_once(f"Results cannot be kept in {cache_dir()} ({error.strerror or error}); free space, or set "
                    "MTROUTER_CACHE to a folder that can be written.")
@@ -352,6 +458,21 @@ def _held(paths, known=()) -> dict:
     "Number -> result of the `paths` that hold one, but for those that are `known`."
     loaded = {i: _load(path) for i, path in enumerate(paths) if i not in known}
     return {i: result for i, (there, result) in loaded.items() if there}
+
+
+_HELD: set = set()
+
+
+@contextmanager
+def _alone(path):
+    "`turn`; at once where this process, or the one that it works for, has it already: a job may store what it needs."
+    if path in _HELD or multiprocessing.parent_process():
+        yield
+        return
+    with turn(path):
+        _HELD.add(path)
+        try: yield
+        finally: _HELD.discard(path)
 
 
 def stored_all(function: Callable, jobs, label: str = "", workers: int = 2, progress: bool = True,
@@ -367,7 +488,7 @@ def stored_all(function: Callable, jobs, label: str = "", workers: int = 2, prog
     paths = [_place(function, result_key(function, *job, memo=memo)) for job in jobs] if code_is_fresh() else []
     found = _held(paths)
     if len(found) == len(jobs): return [found[i] for i in range(len(jobs))]
-    with turn(_place(function, "lock").with_suffix(".lock")):
+    with _alone(_place(function, "lock").with_suffix(".lock")):
         found |= _held(paths, found)
         missing = [i for i in range(len(jobs)) if i not in found]
         if missing and prepare: prepare()

@@ -67,7 +67,8 @@ class EmbeddingCache:
                 if not read_only: db.execute(_TABLE)
                 return work(db)
         except sqlite3.OperationalError as error:
-            if "disk I/O" not in str(error): return nothing if read_only else self._cannot_write(work, nothing, error)
+            if not any(word in str(error) for word in ("disk I/O", "column")):
+                return nothing if read_only else self._cannot_write(work, nothing, error)
             damage = error
         except sqlite3.DatabaseError as error: damage = error
         except OSError as error: return self._cannot_write(work, nothing, error)

@@ -39,6 +39,11 @@ REACHING = {
     "constant": "from .low import used\nA = used(1)\nB = A\ndef f(x): return B",
     "registry": "from .low import used\nALL = {'used': used}\ndef f(name): return ALL[name]",
     "registered": "ALL = {}\ndef register(g):\n    ALL[g.__name__] = g\n    return g\ndef f(name): return ALL[name]",
+    "decorated": "from .low import used\nALL = []\ndef register(g):\n    ALL.append(g)\n    return g\n"
+                 "@register\ndef one(): return used(1)\ndef f(n): return ALL[n]()",
+    "put": "from .low import used\nALL = []\ndef put(g): ALL.append(g)\nh = put(used)\ndef f(n): return ALL[n]()",
+    "class body": "from .low import used\nclass f:\n    used = staticmethod(used)",
+    "one line": "from .low import used; a = 1; b = [\nused]\ndef f(x): return b",
     "assigned": "from .low import used\nclass f: pass\nf.method = used",
     "partial": "from functools import partial\nfrom .low import used\ng = partial(used, 1)\ndef f(): return g()",
     "nested": "from .low import used\ndef f(x):\n    def g(y): return [used(z) for z in y]\n    return g(x)",
@@ -249,6 +254,18 @@ def test_every_function_that_ran_for_a_figure_lies_in_its_closure(name, tmp_path
     known = all_sources([path], Digests(tmp_path / "digests.json"))[path].data
     assert set(opened) <= set(known), set(opened) - set(known)
     assert len(ran) > 20, "the trace saw what ran"
+
+
+def test_digests_of_statements_on_one_line_have_one_order(tmp_path):
+    code = Module("__main__", "a = 1; b = 2; c = 3; d = 4")
+    one = package(tmp_path, {})
+    lines = [one.reach(code=Module("__main__", "a = 1; b = 2; c = 3; d = 4")).digests() for _ in "123"]
+    assert lines[0] == lines[1] == lines[2] == [f"__main__:{p.name[-1]} {p.digest}" for p in code.pieces]
+
+
+def test_what_never_runs_on_import_is_left_out_of_a_module_and_not_of_a_script():
+    text = "x = 1\nif __name__ == '__main__' and x:\n    y = 2\nif __name__ != '__main__':\n    z = 3"
+    assert {*Module("toy.low", text).bindings} == {"x", "z"} and {*Module("__main__", text).bindings} == {"x", "y", "z"}
 
 
 def test_a_module_of_bookkeeping_counts_as_a_number():

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import nbformat
 import pandas as pd
@@ -198,6 +199,19 @@ def test_a_failed_notebook_keeps_its_copy_and_the_others_go_on(project, capsys):
     assert reproduce.main([]) == 1, "a failure is not remembered as done"
 
 
+def test_what_measures_runs_last_and_alone(project):
+    clock = "import time\nfrom pathlib import Path\nstart = time.time()\ntime.sleep(.5)\n"
+    for name, more in {"a": "MEASURED = 'value'\n", "b": "MEASURED = 'value'\n", "c": "", "d": ""}.items():
+        path = write(project, name, clock + f"Path('{project}/{name}').write_text(f'{{start}} {{time.time()}}')")
+        book = nbformat.read(path, as_version=4)
+        book.cells[1].source += "\n" + more
+        nbformat.write(book, path)
+    assert reproduce.main([]) == 0
+    span = {name: [float(t) for t in (project / name).read_text().split()] for name in "abcd"}
+    (_, first), (second, _) = sorted([span["a"], span["b"]])
+    assert max(span["c"][1], span["d"][1]) < min(span["a"][0], span["b"][0]) and first < second
+
+
 def test_a_killed_kernel_is_a_failure(project, capsys):
     write(project, "dies", "import os; os._exit(9)")
     assert reproduce.main([]) == 1
@@ -304,12 +318,17 @@ def test_a_missing_source_changes_only_its_own_figures(project, monkeypatch, cap
 
 # state, and what harms it
 
-@pytest.mark.parametrize("harm", ["", "{", "[]", '{"figures/one": 3}', '{"figures/one": {"fingerprint": 1}}'])
+@pytest.mark.parametrize("harm", ["", "{", "[]", "[1]", '"x"', '{"figures/one": 3}',
+                                  '{"figures/one": {"fingerprint": 1}}',
+                                  '{"figures/one": {"parts": 1, "outputs": [], "seconds": "x"}, "one": {"files": 1}}'])
 def test_a_damaged_state_or_sidecar_is_made_again(project, capsys, harm):
     write(project, "one", figure("one"))
     assert reproduce.main([]) == 0
     for path in (project / "build" / "reproduce.json", project / "build" / "digests.json",
-                 project / "build" / "sources.json"): path.write_text(harm)
+                 project / "build" / "sources.json", project / "figures" / "MANIFEST.json"): path.write_text(harm)
+    assert reproduce.main(["--explain", "one"]) == 0
+    assert reproduce.main([]) == 0 and reproduce.main(["--check"]) == 0
+    (project / "figures" / "one.json").write_text(harm)
     assert reproduce.main([]) == 0
     (project / "figures" / "one.json").write_text('{"note')
     assert reproduce.main([]) == 0
@@ -371,6 +390,75 @@ def test_the_manifest_finds_what_no_notebook_made(project, capsys):
         capsys.readouterr()
         assert reproduce.main(["--check"]) == 1
         assert sentence in capsys.readouterr().err
+
+
+def test_what_code_no_longer_makes_goes(project):
+    def drawn(name): return figure(name).rsplit("claim(", 1)[0]
+    write(project, "one", figure("one"), drawn("old"))
+    assert reproduce.main([]) == 0
+    assert (project / "figures" / "old.csv").exists() and (project / "figures" / "claims" / "one.csv").exists()
+    write(project, "one", drawn("one"))
+    assert reproduce.main([]) == 0 and reproduce.main(["--check"]) == 0
+    left = {p.relative_to(project / "figures").as_posix() for p in (project / "figures").rglob("*.*")}
+    assert left == {"MANIFEST.json", "one.png", "one.svg", "one.csv", "one.json"}
+    assert [*json.loads((project / "figures" / "MANIFEST.json").read_text())] == ["one"]
+
+
+def test_folders_may_be_named_from_where_one_stands(project, monkeypatch):
+    write(project, "one", figure("one"))
+    monkeypatch.chdir(project)
+    monkeypatch.setenv("MTROUTER_ROOT", ".")
+    assert reproduce.main(["--workers", "1"]) == 0 and (project / "figures" / "one.png").exists()
+
+
+def test_a_memory_with_a_wrong_digit_is_not_believed(project):
+    write(project, "one", "def never():\n    from mtrouter_nb.other import x\n    x\n" + figure("one"))
+    assert reproduce.main([]) == 0
+    memory, manifest = project / "build" / "sources.json", project / "figures" / "MANIFEST.json"
+    held, right = json.loads(memory.read_text()), manifest.read_text()
+    for known in held.values(): known["sources"][0][0] = known["sources"][0][0][:-1] + "z"
+    memory.write_text(json.dumps(held))
+    assert reproduce.main([]) == 0 and manifest.read_text() == right and reproduce.main(["--check"]) == 0
+
+
+def test_a_file_beside_the_notebook_counts(project):
+    path = write(project, "one", "from helper import x\nx")
+    (path.parent / "helper.py").write_text("x = 1")
+    before = fingerprint(project)
+    (path.parent / "helper.py").write_text("x = 2")
+    assert fingerprint(project) != before
+
+
+@pytest.mark.parametrize("cells", ["[]", '{"cells": null}', '{"cells": {"a": 1}}',
+                                   '{"cells": [{"cell_type": "code"}]}'])
+def test_what_is_no_notebook_is_one_sentence(project, capsys, cells):
+    write(project, "one", "1").write_text(cells)
+    assert reproduce.main([]) == 2
+    assert "one.ipynb cannot be read as a notebook" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line, says", [
+    ("if:", "NAME = value"), ("X = print(1)", "NAME = value"), ("A, B = 1, 2", "NAME = value"),
+    ("EVIDENCE = 'seen'", "is none of published"), ("READS = ['mint']", "must be text")])
+def test_parameters_that_are_none_are_one_sentence(project, capsys, line, says):
+    path = write(project, "one", "1")
+    book = nbformat.read(path, as_version=4)
+    book.cells[1].source += f"\n{line}"
+    nbformat.write(book, path)
+    assert reproduce.main([]) == 2 and says in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_kernels_of_a_killed_runner_write_nothing_more(project):
+    late = f"import time, pathlib\npathlib.Path('{project}/began').write_text('')\ntime.sleep(8)\n"
+    for name in ("one", "two"): write(project, name, late + f"pathlib.Path('{project}/late').write_text('')")
+    process = subprocess.Popen([sys.executable, "-m", "mtrouter_nb.reproduce"], cwd=project, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)
+    while not (project / "began").exists(): time.sleep(.1)
+    process.kill()
+    process.wait()
+    time.sleep(10)
+    assert not (project / "late").exists()
 
 
 def test_outside_of_a_checkout_it_says_so(tmp_path):

@@ -1,11 +1,17 @@
 """The store: a key that is never too small, one file a result, and damage, crowds and full disks."""
+import cmath
+import functools
+import io
+import math
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
 import warnings
+from collections import Counter, OrderedDict, defaultdict
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -320,3 +326,142 @@ def test_vectors_that_cannot_be_kept_are_said_once(tmp_path, monkeypatch):
     monkeypatch.setattr(TextEncoder, "content_key", "toy")
     monkeypatch.setattr(TextEncoder, "embed", lambda self, texts: np.ones((len(texts), 2), "f4"))
     with pytest.warns(UserWarning, match="MTROUTER_CACHE"): assert encoder.encode(["a", "b"]).shape == (2, 2)
+
+
+# inputs and code from elsewhere
+
+SCRIPT = """
+import sys
+from mtrouter_nb.store import stored
+from helper import g
+def f(x): return g(x)
+if __name__ == "__main__":
+    def h(x): return x + 1
+    class Config: rate = 1
+    def rated(config, x): return config.rate * x
+    print(stored(f, 1), stored(h, 1), stored(rated, Config(), 1))
+"""
+
+
+@pytest.mark.parametrize("name, old, new, says", [
+    ("helper.py", "x + 1", "x + 100", "101 2 1"), ("deeper.py", "k = 1", "k = 5", "10 2 1"),
+    ("script.py", "x + 1", "x + 100", "2 101 1"), ("script.py", "rate = 1", "rate = 5", "2 2 5")])
+def test_scripts_and_the_files_beside_them_count(tmp_path, name, old, new, says):
+    files = {"script.py": SCRIPT, "helper.py": "import deeper\ndef g(x): return (x + 1) * deeper.k\n",
+             "deeper.py": "k = 1\n"}
+
+    def run():
+        for file, text in files.items():
+            (tmp_path / file).write_text(text)
+            os.utime(tmp_path / file, (1, 1))  # older than the process
+        done = subprocess.run([sys.executable, "-B", "script.py"], cwd=tmp_path, text=True, capture_output=True,
+                              env=os.environ | dict(MTROUTER_CACHE=str(tmp_path / "cache")))
+        return done.stdout.strip() or done.stderr
+    assert run() == run() == "2 2 1"
+    files[name] = files[name].replace(old, new)
+    assert run() == says
+
+
+def sourceless(text):
+    scope = dict(np=np)
+    exec(text, scope)
+    return scope["f"]
+
+
+def made_class(body):
+    scope = {}
+    exec(f"class C:\n    {body}", scope)
+    return scope["C"]
+
+
+@dataclass
+class Holder:
+    "A value in a field."
+    value: object
+
+
+class Described:
+    def __init__(self, prefix): self.prefix = prefix
+
+
+def test_what_looks_alike_and_is_not_has_another_key():
+    import torch
+    days = pd.DatetimeIndex(["2026-01-01", "2026-01-02"], tz="UTC")
+    masked = [np.ma.array([1, 2], mask=mask) for mask in ([0, 0], [0, 1])]
+    pairs = [
+        (sourceless("f = lambda x: np.sum(x)"), sourceless("f = lambda x: np.max(x)")),
+        (sourceless("f = lambda x: x.a"), sourceless("f = lambda x: x.b")),
+        (sourceless("f = lambda x: max(x)"), sourceless("f = lambda x: min(x)")),
+        (np.sin, np.cos), ({"a": 1}.get, {"a": 2}.get), (math.sqrt, cmath.sqrt),
+        (torch.tensor([1.]), torch.tensor([2.])), (Counter(a=1), Counter(a=2)),
+        (OrderedDict(a=1), dict(a=1)), (defaultdict(int), defaultdict(list)),
+        (pd.Timestamp(0), pd.Timestamp(1)), (pd.Series(days), pd.Series(days[::-1])),
+        (pd.period_range("2026", periods=2, freq="Y"), pd.period_range("2027", periods=2, freq="Y")),
+        (pd.Series([1, 2], [0, 1]), pd.Series([1, 2], [1, 0])),
+        (pd.MultiIndex.from_tuples([(1, 2)], names=["a", "b"]), pd.MultiIndex.from_tuples([(1, 2)], names=["c", "d"])),
+        (pd.DataFrame([[1]], columns=pd.Index(["a"], name="x")), pd.DataFrame([[1]], columns=["a"])),
+        tuple(masked), (made_class("rate = 1")(), made_class("rate = 5")()),
+        (np.zeros(1, [("a", "f8")]), np.zeros(1, [("b", "f8")])), (Holder(Counter("a")), Holder(Counter("b"))),
+        (made_class("rate = property(lambda self: 1)")(), made_class("rate = property(lambda self: 2)")()),
+    ]
+    same = [pair for pair in pairs if len({result_key(max, Holder(value)) for value in pair}) < 2]
+    assert not same
+    for one in (pair[0] for pair in pairs): assert result_key(max, one) == result_key(max, one)
+
+
+def test_a_wrapper_is_not_what_it_wraps():
+    from mtrouter_nb import pool
+
+    def wrapped(times):
+        @functools.wraps(pool.demo_pool)
+        def wrapper(): return [pool.demo_pool()] * times
+        return wrapper
+
+    def other():
+        @functools.wraps(pool.demo_pool)
+        def wrapper(): return None
+        return wrapper
+    assert len({result_key(max, f) for f in (wrapped(1), wrapped(2), other(), pool.demo_pool)}) == 4
+
+
+@pytest.mark.parametrize("value", [random.Random(1), io.BytesIO(b"a"), ValueError("a")])
+def test_what_hides_its_content_is_refused(value):
+    with pytest.raises(UnknownContent, match="content_key"): result_key(max, value)
+
+
+def inner(n): return n
+
+
+def outer(n): return stored(inner, n) + stored(inner, n + 1)
+
+
+def countdown(n): return n + stored(countdown, n - 1) if n else 0
+
+
+def test_a_job_may_store_what_it_needs(cache):
+    assert stored_all(outer, [(1,), (2,)], workers=2, progress=False) == [3, 5]
+    assert stored(countdown, 3) == 6
+
+
+def test_a_folder_in_the_place_of_a_result_is_replaced(cache):
+    assert stored(inner, 7) == 7
+    [path] = cache.rglob("*.zip")
+    path.unlink()
+    path.mkdir()
+    with pytest.warns(UserWarning, match="is damaged"): assert stored(inner, 7) == 7
+    assert path.is_file()
+
+
+def test_names_that_read_the_same_are_refused(cache):
+    with pytest.raises(TypeError, match="two names that read the same"): packed({1: "a", "1": "b"})
+    with pytest.raises(TypeError, match="MaskedArray"): packed(np.ma.array([1.0], mask=[1]))
+
+
+def test_an_encoder_of_ones_own_is_known_by_its_settings():
+    class Mine(TextEncoder):
+        def __init__(self, prefix):
+            super().__init__()
+            self.prefix = prefix
+
+        def embed(self, texts): return np.full((len(texts), 2), len(self.prefix), "f4")
+    assert Mine("a").content_key == Mine("a").content_key != Mine("b").content_key
