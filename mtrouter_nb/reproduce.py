@@ -199,14 +199,17 @@ def expected_wall(jobs, state, workers: int) -> float:
     return sum(alone) + max([sum(each) / workers, *each], default=0)
 
 # %% ../nbs/15a_reproduce.ipynb #cell-023
-def _drop_old(job: Job, start: float) -> None:
-    "Delete figures and claims of `job` that its run, begun at `start`, did not write: code for them is gone."
+def _marks(job: Job) -> dict:
+    "File (relative to `OUT`) -> when it was written, of the figures and claims of `job`."
     folder = project_root() / job.parameters["OUT"]
-    figures = [f for f in made_by(job.source, folder) if (folder / f"{f}.json").stat().st_mtime < start]
-    old = [folder / f"{figure}.{kind}" for figure in figures for kind in KINDS]
-    claims = folder / "claims" / f"{job.name}.csv"
-    old += [claims] if claims.exists() and claims.stat().st_mtime < start else []
-    for path in old: path.unlink(missing_ok=True)
+    return {name: (folder / name).stat().st_mtime_ns for name, digest in _outputs(job).items() if digest}
+
+
+def _drop_old(job: Job, before: dict) -> None:
+    "Delete what the run of `job` did not write anew: code for it is gone. before: `_marks` before the run."
+    folder = project_root() / job.parameters["OUT"]
+    for name, mark in _marks(job).items():
+        if before.get(name) == mark: (folder / name).unlink()
 
 
 def _made(job: Job, seconds: float, state: dict) -> None:
@@ -254,7 +257,8 @@ def _run_all(stale, workers, state) -> list[str]:
     "Run the jobs `stale`; returns the names of those that failed."
     from tqdm import tqdm
     stale.sort(key=lambda job: (bool(job.measured), -expected_seconds(job, state)))
-    before, left, failed, started = {job: _kept_bytes(job) for job in stale}, list(stale), [], time.time()
+    before, marks = {job: _kept_bytes(job) for job in stale}, {job: _marks(job) for job in stale}
+    left, failed = list(stale), []
     with tqdm(total=len(stale), desc="notebooks", disable=None) as bar:
         bar.set_postfix_str(_names(left, workers))
         for job, seconds, error in _ended(stale, workers):
@@ -263,7 +267,7 @@ def _run_all(stale, workers, state) -> list[str]:
                 failed.append(job.name)
                 line = f"     FAILED  {job.key}  {seconds:.1f} s  {error}  (see build/failed/{job.name}.ipynb)"
             else:
-                _drop_old(job, started)
+                _drop_old(job, marks[job])
                 _settle(job, before[job])
                 _made(job, seconds, state)
                 line = f"       made  {job.key}  {seconds:.1f} s"
