@@ -8,6 +8,7 @@ STRICT ?=
 ARGS ?=
 BIN := $(VENV)/bin
 CHECKED := tests/test_setup.py tests/test_notebooks.py  # by make check
+LONGEST := $(wildcard nbs/tour.ipynb nbs/09[acdg]_*.ipynb nbs/04_*.ipynb)  # first, so that no core waits for them at the end
 
 # encoders carry their weights: no hub is asked. One thread a process: numbers do not depend on the core count.
 export VENV TORCH_INDEX
@@ -37,7 +38,7 @@ reproduce: venv ## every figure and table into figures/ (ONLY=name: one; PROFILE
 
 # one process a notebook (nbdev's own pool waits five minutes for idle joblib workers), one thread each (spinning costs 4x)
 test: check ## check, all export notebooks' cells, the smoke profile of reproduce, and pytest
-	ls nbs/*.ipynb | xargs -P 2 -n 1 $(BIN)/nbdev_test --timing --path
+	printf '%s\n' $(LONGEST) $(filter-out $(LONGEST),$(sort $(wildcard nbs/*.ipynb))) | xargs -P 2 -n 1 $(BIN)/nbdev_test --timing --path
 	$(REPRODUCE) --profile smoke
 	$(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile $(addprefix --ignore ,$(CHECKED))
 

@@ -143,11 +143,16 @@ def blind_frugalgpt(seed: int = 0) -> FrugalGPT:
     return FrugalGPT(sees_answer=False, seed=seed, name="FrugalGPT, blind")
 
 
-def slips(matrix: OutcomeMatrix, queries: Queries, seeds=SEEDS, workers: int = 2, progress: bool = True) -> dict:
-    "method -> one `Scores` per seed, with a row per slip (the method's name there), computed once."
-    tables = stored_all(_slips, [(matrix, queries, seed, STUDIED) for seed in seeds], matrix.name, workers, progress)
+def slips(matrix: OutcomeMatrix, queries: Queries, seeds=SEEDS, studied: dict = None, workers: int = 2,
+          progress: bool = True) -> dict:
+    """method -> one `Scores` per seed, with a row per slip (the method's name there), computed once.
+
+    `studied`: method -> its router for a seed; all of `STUDIED` when None.
+    """
+    studied = STUDIED if studied is None else studied
+    tables = stored_all(_slips, [(matrix, queries, seed, studied) for seed in seeds], matrix.name, workers, progress)
     return {method: [_scores(matrix, seed, table[table["method"] == method]) for seed, table in zip(seeds, tables)]
-            for method in STUDIED}
+            for method in studied}
 
 
 def _scores(matrix, seed, table) -> Scores:

@@ -131,17 +131,14 @@ def _faults(figure_id: str, held: dict, sources: dict, out) -> list[str]:
     return faults + [f"{figure_id}: {held['notebook']}, or code or data that it reads, has changed since"] * stale
 
 
-def manifest_faults(sources: dict, out="figures") -> tuple[list[str], list[str]]:
-    """(what is wrong with the committed figures, a sentence each; notebooks that have no figure in the manifest yet).
-
-    sources: notebook -> key of its sources now.
-    """
+def manifest_faults(sources: dict, out="figures") -> list[str]:
+    "What is wrong with the committed figures, a sentence each. sources: notebook -> key of its sources now."
     folder = project_root() / out
     held = _entries(folder / "MANIFEST.json")
     faults = [fault for figure_id, entry in held.items() for fault in _faults(figure_id, entry, sources, out)]
     made = {entry["notebook"] for entry in held.values()}
-    unmade = [Path(notebook).stem for notebook in sorted(set(sources) - made)]
-    known = {*held, *unmade, "MANIFEST", *(Path(notebook).stem for notebook in made)}
+    unmade = [f"{notebook} has no figure in the manifest" for notebook in sources if notebook not in made]
+    known = {*held, "MANIFEST", *(Path(notebook).stem for notebook in made)}
     files = [*sorted(folder.glob("*.*")), *sorted((folder / "claims").glob("*.csv"))]
     loose = [p.relative_to(folder).as_posix() for p in files if p.suffix[1:] in KINDS and p.stem not in known]
-    return sorted(set(faults)) + [f"{name} belongs to no figure of the manifest" for name in loose], unmade
+    return sorted({*faults, *unmade}) + [f"{name} belongs to no figure of the manifest" for name in loose]

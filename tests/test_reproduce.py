@@ -383,6 +383,7 @@ def test_the_manifest_finds_what_no_notebook_made(project, capsys):
         "two.svg is not there": lambda: (project / "figures" / "two.svg").unlink(),
         "has changed since": lambda: path.write_text(path.read_text().replace("fig, ax", "seed = 1\\nfig, ax")),
         "three.csv belongs to no": lambda: (project / "figures" / "three.csv").write_text(""),
+        "four.ipynb has no figure in the manifest": lambda: write(project, "four", figure("four")),
     }
     for sentence, harm in harms.items():
         harm()
