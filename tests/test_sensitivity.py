@@ -162,12 +162,12 @@ def test_intervals_hold_the_chance_of_fits():
     spread = 100 * np.sqrt((shift**2 / 4).sum()) / 5
     assert np.isclose(value, 50)
     sampled = contrast_sd(fits_of(shift))
-    assert abs(sampled / spread - 1) < 0.05 and low < value - spread and high > value + spread
+    assert abs(sampled / spread - 1) < 0.08 and low < value - spread and high > value + spread
 
 
 def contrast_sd(rows):
     "The standard deviation that equals the 95 % interval's ends had they been one resample each."
-    ends = [contrast([(1, rows)], resamples=1, seed=seed)[1] for seed in range(2000)]
+    ends = [contrast([(1, rows)], resamples=1, seed=seed)[1] for seed in range(600)]
     return np.std(ends)
 
 
