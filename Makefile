@@ -43,7 +43,7 @@ test: check ## check, all export notebooks' cells, the smoke profile of reproduc
 	$(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile $(addprefix --ignore ,$(CHECKED))
 
 test-long: test ## and the slow proofs: every figure twice, closures against a trace of what ran
-	$(BIN)/python -m pytest -m long
+	$(BIN)/python -m pytest -m long -n 2
 	$(REPRODUCE) --verify --profile smoke
 
 check: venv ## notebooks clean, export gives no diff, settings and lock agree, ruff, figures are what their sources make

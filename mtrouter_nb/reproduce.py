@@ -165,8 +165,8 @@ def _settle(job: Job, before: dict) -> None:
 # %% ../nbs/15a_reproduce.ipynb #cell-022
 _COLD_SECONDS = {"mtrouter_main": 1800, "mtrouter_ablations": 1200, "mtrouter_sensitivity": 1300,
                  "mtrouter_contrast": 700, "mtrouter_controls": 500, "mtrouter_model_embeddings": 300,
-                 "bench_performance": 1200, "bench_defects": 500, "bench_noise": 150, "bench_embeddings": 300, "bench_recall_failure": 60,
-                 "bench_pool_size": 60, "bench_speed": 70, "perf_engine": 140}
+                 "bench_performance": 1200, "bench_defects": 500, "bench_noise": 150, "bench_embeddings": 300,
+                 "bench_recall_failure": 60, "bench_pool_size": 60, "bench_speed": 70, "perf_engine": 140}
 
 
 def _state_file(): return project_root() / "build" / "reproduce.json"

@@ -164,7 +164,7 @@ def test_readme_tables_are_those_of_the_committed_figures(root, readme):
         tree = ast.parse(cell.source)
         exec(compile(ast.Module(tree.body[:-1], []), "index.ipynb", "exec"), names)
         table = eval(compile(ast.Expression(tree.body[-1].value), "index.ipynb", "eval"), names).data
-        assert table in readme, "run nbs/index.ipynb again, then python tools/make_readme.py"
+        assert table in readme, "run python tools/make_readme.py"
 
 
 def test_readme_states_the_download(readme):
