@@ -211,10 +211,12 @@ def _remote(floor: str, number: int, function, job) -> tuple:
 def finished(function, jobs, workers: int = 2) -> Iterator[tuple]:
     """Yield (index of the job, function(*job)) as `jobs` end, over `workers` processes.
 
-    Over the workers of a scheduler instead where `MTROUTER_SCHEDULER` names one. An exception of a job is raised as it
-    is and ends the others. Raises JobsError where the scheduler or its workers cannot serve, and where a worker dies.
+    At most `MTROUTER_WORKERS` of them where that is set. Over the workers of a scheduler instead where
+    `MTROUTER_SCHEDULER` names one. An exception of a job is raised as it is and ends the others. Raises JobsError where
+    the scheduler or its workers cannot serve, and where a worker dies.
     """
     jobs, address, results = list(jobs), os.environ.get(SCHEDULER), None
+    workers = min(workers, int(os.environ.get("MTROUTER_WORKERS") or workers))
     try:
         if address and jobs:
             client, floor = _client(address), _floor()

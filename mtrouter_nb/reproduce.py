@@ -191,10 +191,15 @@ def expected_seconds(job: Job, state: dict) -> float:
 def _clock(seconds) -> str: return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
+def _measures(job) -> bool:
+    "Whether `job` wants the machine for itself; a smoke run times nothing."
+    return bool(job.measured) and job.parameters["PROFILE"] == "full"
+
+
 def expected_wall(jobs, state, workers: int) -> float:
     "Seconds until `workers` have made all `jobs`, those that measure one by one: at least what the longest takes."
-    each = [expected_seconds(job, state) for job in jobs if not job.measured]
-    alone = [expected_seconds(job, state) for job in jobs if job.measured]
+    each = [expected_seconds(job, state) for job in jobs if not _measures(job)]
+    alone = [expected_seconds(job, state) for job in jobs if _measures(job)]
     return sum(alone) + max([sum(each) / workers, *each], default=0)
 
 # %% ../nbs/15a_reproduce.ipynb #cell-023
@@ -227,6 +232,11 @@ def _variables() -> dict:
     return {name: os.path.abspath(os.path.expanduser(os.environ[name])) for name in names if os.environ.get(name)}
 
 
+def _alone_in(job, at_once: int) -> dict:
+    "Variables by which a smoke run's notebook, with another beside it, starts no processes for jobs of seconds."
+    return dict(MTROUTER_WORKERS="1") if job.parameters["PROFILE"] == "smoke" and at_once > 1 else {}
+
+
 def _names(jobs, n) -> str:
     return ", ".join(job.name for job in jobs[:n]) + (f" and {len(jobs) - n} more" if len(jobs) > n else "")
 
@@ -246,16 +256,16 @@ def run_jobs(jobs, workers: int = 2, force: bool = False) -> list[str]:
 def _ended(jobs, workers):
     "Run `jobs` and yield (job, seconds, error) as they end; those that measure come last, one at a time."
     from mtrouter_nb.jobs import finished
-    together, alone = ([job for job in jobs if bool(job.measured) is measures] for measures in (False, True))
+    together, alone = ([job for job in jobs if _measures(job) is measures] for measures in (False, True))
     for some, at_once in ((together, workers), (alone, 1)):
-        calls = [(job.notebook, job.source, job.parameters, _variables()) for job in some]
+        calls = [(job.notebook, job.source, job.parameters, _variables() | _alone_in(job, at_once)) for job in some]
         for at, (seconds, error) in finished(_run, calls, at_once): yield some[at], seconds, error
 
 
 def _run_all(stale, workers, state) -> list[str]:
     "Run the jobs `stale`; returns the names of those that failed."
     from tqdm import tqdm
-    stale.sort(key=lambda job: (bool(job.measured), -expected_seconds(job, state)))
+    stale.sort(key=lambda job: (_measures(job), -expected_seconds(job, state)))
     before, marks = {job: _kept_bytes(job) for job in stale}, {job: _marks(job) for job in stale}
     left, failed = list(stale), []
     with tqdm(total=len(stale), desc="notebooks", disable=None) as bar:

@@ -96,6 +96,15 @@ def fitted(data, pool, seed):
     return [a.tobytes() for a in [*said, *(w.numpy() for w in network.network.state_dict().values())]]
 
 
+def process(_): return os.getpid()
+
+
+def test_a_variable_limits_the_processes(monkeypatch):
+    assert os.getpid() not in run_jobs(process, [(n,) for n in range(3)], progress=False)
+    monkeypatch.setenv("MTROUTER_WORKERS", "1")
+    assert set(run_jobs(process, [(n,) for n in range(3)], progress=False)) == {os.getpid()}
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_results_come_in_the_order_of_the_jobs(workers):
     assert run_jobs(wait_for, ((s, s) for s in (0.3, 0.0, 0.1)), workers=workers, progress=False) == [0.3, 0.0, 0.1]

@@ -111,7 +111,7 @@ def test_cuda_is_recognised_in_a_pip_report(setup_venv):
 def test_setup_stops_without_an_index_of_cpu_wheels(setup_venv, monkeypatch):
     def cuda_report(*args, mend):
         Path(args[args.index("--report") + 1]).write_text('{"install": [{"metadata": {"name": "triton"}}]}')
-    monkeypatch.setitem(setup_venv["torch_options"].__globals__, "pip", cuda_report)
+    monkeypatch.setitem(setup_venv["torch_options"].__globals__, "install", cuda_report)
     monkeypatch.setenv("TORCH_INDEX", "https://example.org/cpu")
     assert setup_venv["torch_options"]("torch==1") == ["--index-url", "https://example.org/cpu"]
     monkeypatch.delenv("TORCH_INDEX")

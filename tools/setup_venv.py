@@ -36,9 +36,12 @@ def stop(sentence: str):
     sys.exit(f"setup: {sentence}")
 
 
-def pip(*args: str, mend: str):
-    """Run pip of the new environment, showing errors only; on failure end with `mend`."""
-    if subprocess.run([PYTHON, "-m", "pip", "-qq", *args]).returncode:
+def install(*args: str, mend: str):
+    """`pip install` in the new environment, showing errors only; on failure end with `mend`.
+
+    Python compiles what it imports, when it does; all of torch and its like would be most of a minute.
+    """
+    if subprocess.run([PYTHON, "-m", "pip", "-qq", "install", "--no-compile", *args]).returncode:
         stop(mend)
 
 
@@ -46,7 +49,7 @@ def torch_options(requirement: str) -> list[str]:
     """Extra pip options that make `requirement` (torch==X) a CPU build: none, or the CPU wheel index."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "report.json"
-        pip("install", "--dry-run", "--ignore-installed", "--report", str(path), requirement,
+        install("--dry-run", "--ignore-installed", "--report", str(path), requirement,
             mend=f"pip finds no {requirement}; check the network and pip's configuration, then run make again.")
         if not brings_cuda(json.loads(path.read_text())):
             return []
@@ -75,13 +78,13 @@ def main():
     STAMP.unlink(missing_ok=True)
     again = "pip stopped (its message is above); mend that and run make again: what is installed stays."
     # old pips download whole wheels to answer a dry run
-    pip("install", "--upgrade", "pip>=25", "setuptools>=64", "wheel", mend=again)
+    install("--upgrade", "pip>=25", "setuptools>=64", "wheel", mend=again)
     torch = next(line for line in LOCK.read_text().splitlines() if line.startswith("torch=="))
     index = torch_options(torch)
-    pip("install", *index, torch, mend=again if not index else
+    install(*index, torch, mend=again if not index else
         f"{index[-1]} gives no {torch}: name another index of CPU wheels with make TORCH_INDEX=URL.")
-    pip("install", "-r", str(LOCK), mend=again)
-    pip("install", "--no-deps", "--no-build-isolation", "-e", str(ROOT), mend=again)
+    install("-r", str(LOCK), mend=again)
+    install("--no-deps", "--no-build-isolation", "-e", str(ROOT), mend=again)
     cuda = subprocess.run([PYTHON, "-c", "import torch; print(torch.version.cuda or '')"],
                           capture_output=True, text=True)
     if cuda.returncode or cuda.stdout.strip():
