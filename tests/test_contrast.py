@@ -290,7 +290,8 @@ def test_stored_pieces_are_not_computed_again(demo_world, tmp_path, monkeypatch)
     one = contrast.contrast_results(run, **args)
     monkeypatch.setattr(contrast, "run_contrast", None)
     two = contrast.contrast_results(run, **args)
-    assert set(one["chosen"]["task_id"]) == set(demo_world.tasks["task_id"]) and one["chosen"]["fold"].nunique() == SMOKE.folds
+    assert set(one["chosen"]["task_id"]) == set(demo_world.tasks["task_id"])
+    assert one["chosen"]["fold"].nunique() == SMOKE.folds
     for table in one:
         pd.testing.assert_frame_equal(one[table], two[table])
 
