@@ -162,7 +162,7 @@ def test_intervals_hold_the_chance_of_fits():
     spread = 100 * np.sqrt((shift**2 / 4).sum()) / 5
     assert np.isclose(value, 50)
     sampled = contrast_sd(fits_of(shift))
-    assert abs(sampled / spread - 1) < 0.08 and low < value - spread and high > value + spread
+    assert abs(sampled / spread - 1) < 0.05 and low < value - spread and high > value + spread
 
 
 def contrast_sd(rows):
