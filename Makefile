@@ -8,7 +8,7 @@ STRICT ?=
 ARGS ?=
 BIN := $(VENV)/bin
 CHECKED := tests/test_setup.py tests/test_notebooks.py  # by make check
-LONGEST := $(wildcard nbs/tour.ipynb nbs/09[acdg]_*.ipynb nbs/04_*.ipynb)  # first, so that no core waits for them at the end
+CHAPTERS := tour 09[a-d]* 0[0-8]* 1[01]* 09[!a-d]* 1[2-9]* index  # notebooks that share a process, longest first
 
 # encoders carry their weights: no hub is asked. One thread a process: numbers do not depend on the core count.
 export VENV TORCH_INDEX
@@ -36,9 +36,9 @@ venv:
 reproduce: venv ## every figure and table into figures/ (ONLY=name: one; PROFILE=smoke: minutes; STRICT=1: no data is a failure)
 	@$(REPRODUCE) --profile $(PROFILE) $(addprefix --only ,$(ONLY)) $(if $(filter-out 0,$(STRICT)),--strict) $(ARGS)
 
-# one process a notebook (nbdev's own pool waits five minutes for idle joblib workers), one thread each (spinning costs 4x)
+# nbdev's own pool waits five minutes for idle joblib workers; one thread each, for spinning costs four times
 test: check ## check, all export notebooks' cells, the smoke profile of reproduce, and pytest
-	printf '%s\n' $(LONGEST) $(filter-out $(LONGEST),$(sort $(wildcard nbs/*.ipynb))) | xargs -P 2 -n 1 $(BIN)/nbdev_test --timing --path
+	printf '%s\n' $(patsubst %,'%.ipynb',$(CHAPTERS)) | xargs -P 2 -I {} $(BIN)/nbdev_test --timing --n_workers 0 --path nbs --file_glob {}
 	$(REPRODUCE) --profile smoke
 	$(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile $(addprefix --ignore ,$(CHECKED))
 

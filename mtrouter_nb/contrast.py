@@ -42,8 +42,8 @@ class ContrastSettings:
         return np.geomspace(self.lowest, self.highest, self.n_budgets)
 
 
-SMOKE_CONTRAST = ContrastSettings(seeds=(0, 1), folds=2, prices=(0.0, 1.0, 16.0), n_budgets=5,
-                                  planner=PlannerConfig(longest=2, runs=1, trees=4))
+SMOKE_CONTRAST = ContrastSettings(seeds=(0,), folds=2, prices=(0.0, 1.0, 16.0), n_budgets=5,
+                                  planner=PlannerConfig(longest=2, runs=1, trees=2))
 PLANS, CASCADES, SINGLES, COMMITTED = "MTRouter-cost", "Cascade family", "Single model", "Plan kept to its end"
 
 # %% ../nbs/09f_contrast.ipynb #cell-006

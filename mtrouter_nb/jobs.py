@@ -208,6 +208,14 @@ def _remote(floor: str, number: int, function, job) -> tuple:
     with scheduler(None): return _alone(number, function, job)  # jobs of its own would wait for the worker it holds
 
 # %% ../nbs/000c_jobs.ipynb #cell-031
+def _at_most(workers: int) -> int:
+    "`workers`, or the number in `MTROUTER_WORKERS` where that is less."
+    named = os.environ.get("MTROUTER_WORKERS") or str(workers)
+    if not named.isdecimal() or int(named) < 1:
+        raise JobsError(f"MTROUTER_WORKERS is {named!r}: set it to a number of processes, 1 or more.")
+    return min(workers, int(named))
+
+
 def finished(function, jobs, workers: int = 2) -> Iterator[tuple]:
     """Yield (index of the job, function(*job)) as `jobs` end, over `workers` processes.
 
@@ -216,7 +224,7 @@ def finished(function, jobs, workers: int = 2) -> Iterator[tuple]:
     the scheduler or its workers cannot serve, and where a worker dies.
     """
     jobs, address, results = list(jobs), os.environ.get(SCHEDULER), None
-    workers = min(workers, int(os.environ.get("MTROUTER_WORKERS") or workers))
+    workers = _at_most(workers)
     try:
         if address and jobs:
             client, floor = _client(address), _floor()

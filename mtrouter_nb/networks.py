@@ -22,10 +22,6 @@ from .outcomes import OutcomeMatrix, split
 from .pool import ModelPool
 from .single_turn import Choices, Queries, _mean, prices_of, weigh
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", TqdmWarning)  # the library asks notebooks for a widget that nothing here needs
-    from torch_geometric.nn import GeneralConv
-
 # %% ../nbs/11c_networks.ipynb #cell-007
 def accuracies(score: np.ndarray, group: np.ndarray) -> np.ndarray:
     "Mean (M, G) of each model's scores (n, M) in each group (n,) of rows; its overall mean where it has none there."
@@ -180,6 +176,14 @@ def best_of(utility: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(utility), np.nan, np.isclose(known, known.max(1, keepdims=True), rtol=0, atol=1e-8))
 
 # %% ../nbs/11c_networks.ipynb #cell-022
+def _rounds(*sizes, n: int = 2, **options):
+    "Message passing, `n` times. The library takes seconds to load, and nothing else needs it."
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TqdmWarning)  # it asks notebooks for a widget that nothing here needs
+        from torch_geometric.nn import GeneralConv
+    return nn.ModuleList(GeneralConv(*sizes, **options) for _ in range(n))
+
+
 class _Graph(nn.Module):
     """Two rounds of messages from prompts to models. Prompts and their datasets (n, d), `about` models (M, G), edges
     (features, n, M), `visible` (n, M) 0 or 1."""
@@ -189,7 +193,7 @@ class _Graph(nn.Module):
         self.register_buffer("about", torch.from_numpy(about.astype("f4")))
         self.query, self.task = nn.Linear(d, dim), nn.Linear(d, dim)
         self.model, self.edge = nn.Linear(about.shape[1], 2 * dim), nn.Linear(features, features)
-        self.rounds = nn.ModuleList(GeneralConv(2 * dim, 2 * dim, in_edge_channels=features) for _ in range(2))
+        self.rounds = _rounds(2 * dim, 2 * dim, in_edge_channels=features)
         self.norms = nn.ModuleList(nn.BatchNorm1d(2 * dim) for _ in range(2))
 
     def prompts(self, q, task):

@@ -232,9 +232,11 @@ def _variables() -> dict:
     return {name: os.path.abspath(os.path.expanduser(os.environ[name])) for name in names if os.environ.get(name)}
 
 
-def _alone_in(job, at_once: int) -> dict:
-    "Variables by which a smoke run's notebook, with another beside it, starts no processes for jobs of seconds."
-    return dict(MTROUTER_WORKERS="1") if job.parameters["PROFILE"] == "smoke" and at_once > 1 else {}
+def _of_smoke(job, at_once: int) -> dict:
+    """Variables of a smoke run's notebook: for its copy no figure is drawn a second time, and with another notebook
+    beside it no process is started for jobs of seconds."""
+    if job.parameters["PROFILE"] != "smoke": return {}
+    return dict(MPLBACKEND="agg") | (dict(MTROUTER_WORKERS="1") if at_once > 1 else {})
 
 
 def _names(jobs, n) -> str:
@@ -258,7 +260,7 @@ def _ended(jobs, workers):
     from mtrouter_nb.jobs import finished
     together, alone = ([job for job in jobs if _measures(job) is measures] for measures in (False, True))
     for some, at_once in ((together, workers), (alone, 1)):
-        calls = [(job.notebook, job.source, job.parameters, _variables() | _alone_in(job, at_once)) for job in some]
+        calls = [(job.notebook, job.source, job.parameters, _variables() | _of_smoke(job, at_once)) for job in some]
         for at, (seconds, error) in finished(_run, calls, at_once): yield some[at], seconds, error
 
 

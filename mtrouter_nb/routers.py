@@ -152,27 +152,21 @@ class CascadeFamily:
         if np.isfinite(rights.usd).any():
             raise ValueError("a cascade family has no dollar limit; choose a cheaper order instead.")
         n_tasks, m, _ = world.shape
-        tables = _Tables(world)
-        empty = _Prefix.empty(n_tasks, rights)
-        orders, kept, ends = [], [], []
+        tables, orders, kept, ends = _Tables(world), [], [], []
         for rule in rules:
             step, final = (_segments(world, r, rights.proposals_each) for r in (rule, "end"))
-            prefixes = {(): empty}
+            prefixes, before = [()], _Prefix.empty(n_tasks, rights)
             for size in range(1, (longest or m) + 1):
-                grown = {}
-                for order in permutations(range(m), size):
-                    before = prefixes[order[:-1]]
-                    done = before.extend(tables, order[-1], final[:, order[-1]])
-                    if rule == "end" or size > 1:  # a lone model is the same under every rule
-                        orders.append(order)
-                        kept.append(rule)
-                        ends.append(done)
-                    grown[order] = before.extend(tables, order[-1], step[:, order[-1]])
-                prefixes = grown
-        return cls(orders, kept, score=np.array([e.score for e in ends]), cost=np.array([e.cost for e in ends]),
-                   turns=rights.turns - np.array([e.turns_left for e in ends]),
-                   proposals=rights.proposals - np.array([e.proposals_left for e in ends]),
-                   models=np.array([e.models for e in ends]))
+                grown, place = list(permutations(range(m), size)), {order: i for i, order in enumerate(prefixes)}
+                before, last = before.take([place[o[:-1]] for o in grown]), np.array([o[-1] for o in grown])
+                if rule == "end" or size > 1:  # a lone model is the same under every rule
+                    orders += grown
+                    kept += [rule] * len(grown)
+                    ends.append(before.extend(tables, last, final))
+                prefixes, before = grown, before.extend(tables, last, step)
+        end = _Prefix(*map(np.concatenate, zip(*(vars(e).values() for e in ends))))
+        return cls(orders, kept, end.score, end.cost, rights.turns - end.turns_left,
+                   rights.proposals - end.proposals_left, end.models)
 
     def router(self, index: int) -> Cascade:
         "The cascade of row `index` as a router."
@@ -192,7 +186,7 @@ class _Tables:
 
 @dataclass
 class _Prefix:
-    "Where all tasks stand after the first models of a cascade; `solved` ones go no further."
+    "Where all tasks stand after the first models of each cascade, (n, T); `solved` ones go no further."
     solved: np.ndarray
     score: np.ndarray
     cost: np.ndarray
@@ -201,24 +195,28 @@ class _Prefix:
     models: np.ndarray
 
     @classmethod
-    def empty(cls, n: int, rights: Rights):
-        zero = np.zeros(n, np.int16)
-        return cls(np.zeros(n, bool), np.zeros(n), np.zeros(n), zero + np.int16(rights.turns),
+    def empty(cls, n_tasks: int, rights: Rights):
+        zero = np.zeros((1, n_tasks), np.int16)
+        return cls(zero > 0, zero * 0.0, zero * 0.0, zero + np.int16(rights.turns),
                    zero + np.int16(rights.proposals), zero)
 
-    def extend(self, tables: _Tables, model: int, turns: np.ndarray) -> "_Prefix":
-        "Give `model` up to `turns` (T,) turns of its run, as far as rights allow."
-        proposals = tables.proposals[:, model]
-        turns = np.minimum(turns, self.turns_left)
+    def take(self, rows) -> "_Prefix":
+        return _Prefix(*(values[rows] for values in vars(self).values()))
+
+    def extend(self, tables: _Tables, model: np.ndarray, turns: np.ndarray) -> "_Prefix":
+        "Give `model` (n,) up to `turns` (T, M) turns of its run, as far as rights allow."
+        proposals = tables.proposals[:, model].swapaxes(0, 1)
+        turns = np.minimum(turns[:, model].T, self.turns_left)
         # The run stops with the turn that uses the last proposal: count the turns begun while one was left.
-        begun = (proposals[:, :-1] < self.proposals_left[:, None]).sum(1)
+        begun = (proposals[..., :-1] < self.proposals_left[..., None]).sum(2)
         turns = np.where(self.solved, 0, np.minimum(turns, np.where(self.proposals_left > 0, begun, 0)))
-        finished = (turns == tables.length[:, model]) & (turns > 0)
-        return _Prefix(self.solved | (finished & tables.success[:, model]),
-                       np.where(finished, np.fmax(self.score, tables.score[:, model]), self.score),
-                       self.cost + tables.cost[tables.rows, model, turns],
+        finished = (turns == tables.length[:, model].T) & (turns > 0)
+        played = tables.rows, model[:, None], turns
+        return _Prefix(self.solved | (finished & tables.success[:, model].T),
+                       np.where(finished, np.fmax(self.score, tables.score[:, model].T), self.score),
+                       self.cost + tables.cost[played],
                        (self.turns_left - turns).astype(np.int16),
-                       (self.proposals_left - proposals[tables.rows, turns]).astype(np.int16),
+                       (self.proposals_left - tables.proposals[played]).astype(np.int16),
                        (self.models + (turns > 0)).astype(np.int16))
 
 # %% ../nbs/08_routers.ipynb #cell-016

@@ -67,7 +67,7 @@ def _cut_study(world, settings, n_tasks: int, seed: int) -> pd.DataFrame:
     rows = []
     for name, cut in CUTS.items():
         history = HistoryEncoder(world.encoder.encoder, cut, world.encoder.decay)
-        seconds = seconds_per_thousand(history, texts.unique(), seed=seed)
+        seconds = seconds_per_thousand(history, texts.unique(), min(192, 2 * n_tasks), seed)
         state = history.before(sample)
         with threadpool_limits(1):
             for pooling, blocks in POOLINGS.items():

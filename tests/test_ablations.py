@@ -97,6 +97,7 @@ def test_hard_coded_models_know_nothing_of_prices(fold):
     assert not np.allclose(*attributes), "the paper's encoder does know"
 
 
+@pytest.mark.long  # notebook 09c runs a study of fewer variants
 def test_every_variant_plays_every_task_once_per_fit(run, study):
     rows = study({n: VARIANTS[n] for n in ("ridge head instead of MLP", "no history (current turn only)")})
     count = rows.groupby(["variant", "rights", "seed"], dropna=False)["task_id"].agg(["size", "nunique"])
@@ -112,6 +113,7 @@ def fails_at_third(fold, seed):
     return ablations.ridge_head(fold, seed)
 
 
+@pytest.mark.long
 def test_an_interrupted_study_goes_on_where_it_stopped(study, monkeypatch):
     monkeypatch.setenv("CALLS", "")
     with pytest.raises(KeyboardInterrupt):
@@ -122,6 +124,7 @@ def test_an_interrupted_study_goes_on_where_it_stopped(study, monkeypatch):
     assert len(os.environ["CALLS"].split()) == 5, "a new entry does not disturb the others"
 
 
+@pytest.mark.long
 def test_differences_and_auc_are_what_they_say(run, study):
     variants = {"ridge head instead of MLP": ablations.ridge_head}
     rows = study(variants)

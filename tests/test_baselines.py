@@ -8,7 +8,7 @@ import torch
 
 from mtrouter_nb import baselines
 from mtrouter_nb.baselines import AvengersPro, EmbedLLM, RouterDC, cluster_loss, sample_llm_loss
-from mtrouter_nb.protocol import ALL_RIGHTS, SMOKE, _episode_level, run_split, splits
+from mtrouter_nb.protocol import ALL_RIGHTS, SMOKE, _episode_level, splits
 from mtrouter_nb.rollout import roll
 from mtrouter_nb.routers import EpisodeRouter, HindsightOracle
 from mtrouter_nb.worlds import MATCHED
@@ -162,10 +162,17 @@ def test_an_episode_router_keeps_its_model(demo_world):
     assert oracle.name == "Oracle (hindsight)" and isinstance(oracle, EpisodeRouter)
 
 
-def test_outcomes_of_test_tasks_change_no_choice(demo_world):
-    split = splits(demo_world.tasks, folds=3)[0]
+@pytest.fixture(scope="module")
+def split(demo_world): return splits(demo_world.tasks, folds=3)[0]
+
+
+@pytest.fixture(scope="module")
+def level(demo_world, split):
+    return _episode_level(demo_world, split, SMOKE, demo_world.task_index[list(split.test)].to_numpy())
+
+
+def test_outcomes_of_test_tasks_change_no_choice(demo_world, split, level):
     tasks = demo_world.task_index[list(split.test)].to_numpy()
-    before = _episode_level(demo_world, split, SMOKE, tasks)
     score, cost = demo_world.score.copy(), demo_world.cost.copy()
     try:
         rng = np.random.default_rng(0)
@@ -174,16 +181,13 @@ def test_outcomes_of_test_tasks_change_no_choice(demo_world):
         after = _episode_level(demo_world, split, SMOKE, tasks)
     finally:
         demo_world.score, demo_world.cost = score, cost
-    assert np.array_equal(before["n_turns"], after["n_turns"]), "the same models played the same runs"
-    assert not np.array_equal(before["cost_usd"], after["cost_usd"])
+    assert np.array_equal(level["n_turns"], after["n_turns"]), "the same models played the same runs"
+    assert not np.array_equal(level["cost_usd"], after["cost_usd"])
 
 
-def test_the_protocol_has_the_episode_level_rows(demo_world):
-    split = splits(demo_world.tasks, folds=3)[0]
-    rows = run_split(demo_world, split, SMOKE)["rollouts"]
-    rows = rows[rows["group"] == "episode-level"]
-    assert set(rows["rights"]) == {r.name for r in ALL_RIGHTS} and (rows["switches"] == 0).all()
-    swept = rows.groupby("method")["parameter"].agg(lambda p: sorted(set(p.dropna())))
+def test_every_router_of_prompts_has_its_rows_under_all_rights(split, level):
+    assert set(level["rights"]) == {r.name for r in ALL_RIGHTS} and (level["switches"] == 0).all()
+    swept = level.groupby("method")["parameter"].agg(lambda p: sorted(set(p.dropna())))
     assert swept.to_dict() == {"EmbedLLM": [], "RouterDC": [], "Avengers-Pro": [0.0, 0.3, 1.0]}
-    count = rows.groupby(["method", "rights", "parameter"], dropna=False)["task_id"].nunique()
-    assert (count == len(split.test)).all()
+    count = level.groupby(["method", "rights", "parameter"], dropna=False)["task_id"].nunique()
+    assert (count == len(split.test)).all() and (level["group"] == "episode-level").all()

@@ -103,6 +103,10 @@ def test_a_variable_limits_the_processes(monkeypatch):
     assert os.getpid() not in run_jobs(process, [(n,) for n in range(3)], progress=False)
     monkeypatch.setenv("MTROUTER_WORKERS", "1")
     assert set(run_jobs(process, [(n,) for n in range(3)], progress=False)) == {os.getpid()}
+    for wrong in ("two", "0", "-1", "1.5"):
+        monkeypatch.setenv("MTROUTER_WORKERS", wrong)
+        with pytest.raises(JobsError, match=f"MTROUTER_WORKERS is '{wrong}': set it to a number of processes"):
+            run_jobs(process, [(1,)], progress=False)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -361,7 +365,7 @@ def test_what_jobs_share_travels_once(machines):
     with scheduler(machines): assert max(run_jobs(arrivals, [(shared, n) for n in range(8)], progress=False)) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_rollout_and_a_fit_give_the_same_bytes_everywhere(machines, demo_world):
     from mtrouter_nb.estimator import training_set
     from mtrouter_nb.turns import expected_steps

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import nbformat
@@ -83,3 +84,11 @@ def test_tracked_files_name_no_machine(root):
         if path.exists() and path.suffix not in {".png", ".parquet"}:
             found = TELLTALES.search(path.read_text(errors="ignore"))
             assert not found, f"{name} holds {found[0]}"
+
+
+def test_make_runs_the_cells_of_every_notebook_once(root):
+    line = next(line for line in (root / "Makefile").read_text().splitlines() if line.startswith("CHAPTERS :="))
+    chapters = [f"{pattern}.ipynb" for pattern in line.split("#")[0].split()[2:]]
+    for path in notebooks(root, "nbs"):
+        found = [chapter for chapter in chapters if fnmatch(path.name, chapter)]
+        assert len(found) == (path.parent.name == "nbs"), f"{path.name} is in the chapters {found} of the Makefile"
