@@ -113,7 +113,8 @@ def tree_digest(node, docstrings: bool = False) -> str:
 
 # %% ../nbs/000a_closure.ipynb #cell-019
 _WHOLE = {"globals", "eval", "exec", "__import__"}  # these, too, may read any name of their module
-_MUTATORS = {"append", "add", "update", "setdefault", "extend", "insert", "pop", "clear", "remove", "register"}
+_MUTATORS = {"append", "add", "update", "setdefault", "extend", "insert", "pop", "clear", "remove", "register", "sort",
+             "reverse", "discard", "popitem", "fill"}
 
 
 def _calls(nodes, name: str) -> list:
@@ -145,6 +146,11 @@ def _chains(nodes) -> list:
     return chains
 
 # %% ../nbs/000a_closure.ipynb #cell-020
+def _is_of_an_object(decorator) -> bool:
+    "Whether it is `@f.register` or `@TABLE.named(...)`: what such an object holds may change."
+    return isinstance(getattr(decorator, "func", decorator), ast.Attribute)
+
+
 @dataclass(eq=False)
 class Piece:
     "One top-level statement of a module: its syntax tree and its lines of the file, (first, last)."
@@ -191,7 +197,8 @@ class Piece:
         called = {_root(n.func) for n in self.nodes if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)
                   and n.func.attr in _MUTATORS}
         told = {name for n in self.nodes if isinstance(n, ast.Global) for name in n.names}
-        return {n.id for n in stored | called if isinstance(n, ast.Name)} | told
+        decorators = {_root(d) for d in getattr(self.tree, "decorator_list", []) if _is_of_an_object(d)}
+        return {n.id for n in stored | called | decorators if isinstance(n, ast.Name)} | told
 
     @property
     def opens(self) -> bool:
@@ -265,8 +272,8 @@ class Module:
 
     @property
     def effects(self) -> list:
-        "Pieces that bind nothing: what they do, they do to every name of the module."
-        return [p for p in self.pieces if not p.binds]
+        "Loops, and pieces that bind nothing: what they do, they do to every name of the module."
+        return [p for p in self.pieces if not p.binds or isinstance(p.tree, (ast.For, ast.While))]
 
 # %% ../nbs/000a_closure.ipynb #cell-026
 def without_magics(text: str) -> str:
@@ -354,13 +361,29 @@ def _touched(module: Module, piece: Piece) -> set:
     return names & set(module.imports)
 
 
+def _parts(package: Package, module: Module, piece: Piece, name: str) -> set:
+    "Pieces that `piece` names as `name.x`, where `name` is a module of ours."
+    chains = [names for root, names in piece.chains if getattr(root, "id", None) == name]
+    at = package._module_of(module.imports, ast.Name(name))
+    return {p for names in chains if at for p in package.elsewhere(at, names[0])[0]}
+
+
+def _told_of_subclasses(package: Package, module: Module, piece: Piece) -> set:
+    "Classes whose `__init_subclass__` runs when `piece`, a class, is made: what it keeps belongs to them."
+    bases = {b.id for base in getattr(piece.tree, "bases", []) if isinstance(b := _root(base), ast.Name)}
+    found = {p for b in bases for p in package._named(module, b)[0] | _parts(package, module, piece, b)} - {piece}
+    return {p for p in found if any(getattr(n, "name", None) == "__init_subclass__" for n in p.nodes)}
+
+
 def _changed_by(package: Package) -> dict:
     "Piece -> the pieces of other modules that may change it when these are loaded."
     found = {}
     for module in package.modules.values():
         for piece in module.pieces:
             for name in _touched(module, piece):
-                for target in package._named(module, name)[0]: found.setdefault(target, []).append(piece)
+                for target in package._named(module, name)[0] | _parts(package, module, piece, name):
+                    found.setdefault(target, []).append(piece)
+            for base in _told_of_subclasses(package, module, piece): found.setdefault(base, []).append(piece)
     return found
 
 Package.changed_by = cached_property(_changed_by)

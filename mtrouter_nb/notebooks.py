@@ -11,10 +11,11 @@ import ast
 import hashlib
 import json
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 from .closure import Module, Package, Reached, without_magics
-from .files import Digests, file_digest, in_short, load_table, project_root, write_atomic
+from .files import Digests, in_short, load_table, project_root, write_atomic
 from .provenance import check_evidence
 
 # %% ../nbs/15_notebooks.ipynb #cell-008
@@ -85,7 +86,9 @@ def _is_named(name: str, texts: set) -> bool:
     "Whether the file `name`, relative to `data/`, is named by one of `texts`."
     *folders, last = name.split("/")
     long = [text for text in texts if len(text) >= _SHORTEST]
-    return bool(texts & set(folders)) or any(last.endswith(text) or text.endswith(last) for text in long)
+    patterns = [text.split("/")[-1] for text in texts if "*." in text]
+    return (bool(texts & {*folders, Path(last).stem}) or any(fnmatch(last, pattern) for pattern in patterns)
+            or any(last.endswith(text) or text.endswith(last) for text in long))
 
 # %% ../nbs/15_notebooks.ipynb #cell-019
 @dataclass(frozen=True)
@@ -107,18 +110,35 @@ def _cells_module(path) -> Module:
     return Module("__main__", "\n".join(without_magics(c["source"]) for c in _code_cells(path)))
 
 
-def _beside(path, externals) -> list[str]:
-    "Files of code that lie beside a notebook and that it imports, each with its digest."
-    files = [Path(path).parent / f"{name}.py" for name in externals]
-    return [f"{file.name} {file_digest(file)}" for file in files if file.exists()]
+def _beside(path, name: str) -> list[Module]:
+    "The code that lies beside a notebook under the name of a module or a package."
+    folder, parts = Path(path).parent, []
+    files = [folder / f"{name}.py", *sorted((folder / name).rglob("*.py"))]
+    for file in (f for f in files if f.exists()):
+        inner = file.relative_to(folder).with_suffix("").parts
+        package = inner[-1] == "__init__"
+        parts.append(Module(".".join(inner[:-1] if package else inner), file.read_text(encoding="utf-8"), package))
+    return parts
+
+
+def _reached_from(path, package: Package) -> Reached:
+    "All that a notebook reaches in the package and in the code that lies beside it."
+    reached, seen = package.reach(code=_cells_module(path)), set()
+    while names := reached.externals - seen:
+        seen |= names
+        for code in (c for name in sorted(names) for c in _beside(path, name)):
+            more = package.reach(code=code)
+            reached.pieces |= more.pieces
+            imported = {target.split(".")[0] for target, _ in code.imports.values()}  # maybe for its effect alone
+            reached.externals |= more.externals | imported - {package.name}
+    return reached
 
 
 def sources_of(path, package: Package, data: dict) -> Sources:
     "What the notebook at `path` reads of `package`, and of `data` (file -> digest)."
-    reached = package.reach(code=_cells_module(path))
+    reached = _reached_from(path, package)
     texts = _texts(reached)
-    code = reached.digests() + _beside(path, sorted(reached.externals))
-    return Sources(code, {name: digest for name, digest in data.items() if _is_named(name, texts)},
+    return Sources(reached.digests(), {name: digest for name, digest in data.items() if _is_named(name, texts)},
                    sorted(reached.externals))
 
 # %% ../nbs/15_notebooks.ipynb #cell-023
@@ -132,7 +152,8 @@ def all_sources(notebooks, digests: Digests, memory=None) -> dict:
     held = load_table(memory) if memory else {}
     drawn, found = [], {}
     for path in notebooks:
-        name, mark = path.relative_to(root).as_posix(), json.dumps([package, data, digests(path)])
+        name, beside = path.relative_to(root).as_posix(), digests.under(path.parent, "*.py")
+        mark = json.dumps([package, data, digests(path), beside])
         mark = hashlib.sha256(mark.encode()).hexdigest()
         known = held.get(name, {})
         whole = known.get("sum") == _sum(known.get("sources"))

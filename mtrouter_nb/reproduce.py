@@ -221,9 +221,20 @@ def _made(job: Job, seconds: float, state: dict) -> None:
     state[job.key] = dict(fingerprint=job.fingerprint, parts=job.parts, outputs=_outputs(job),
                           seconds=round(seconds, 1))
     write_atomic(_state_file(), json.dumps(state, indent=1))
-    if job.parameters["OUT"] == "figures":
-        write_manifest({figure: manifest_entry(figure, job.source, job.sources.key)
-                        for figure in made_by(job.source, "figures")})
+    if entries := _entries_of(job): write_manifest(entries)
+
+
+def _entries_of(job: Job) -> dict:
+    "What the manifest of the checkout's figures says of a good run of `job`: figure -> entry."
+    if job.parameters["OUT"] != "figures": return {}
+    return {figure: manifest_entry(figure, job.source, job.sources.key) for figure in made_by(job.source, "figures")}
+
+
+def _list_again(jobs) -> None:
+    "Put the figures of fresh `jobs` back into a manifest that lost them, or that is of another time."
+    held = load_table(project_root() / "figures" / "MANIFEST.json")
+    lost = [entries for entries in map(_entries_of, jobs) if any(held.get(k) != entry for k, entry in entries.items())]
+    if lost: write_manifest({k: entry for entries in lost for k, entry in entries.items()})
 
 
 def _variables() -> dict:
@@ -250,8 +261,9 @@ def run_jobs(jobs, workers: int = 2, force: bool = False) -> list[str]:
     """
     state = load_state()
     stale = [job for job in jobs if force or not is_fresh(job, state)]
-    for job in jobs:
-        if job not in stale: print(f"  unchanged  {job.key}")
+    fresh = [job for job in jobs if job not in stale]
+    for job in fresh: print(f"  unchanged  {job.key}")
+    _list_again(fresh)
     return _run_all(stale, workers, state) if stale else []
 
 

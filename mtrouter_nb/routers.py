@@ -152,11 +152,12 @@ class CascadeFamily:
         if np.isfinite(rights.usd).any():
             raise ValueError("a cascade family has no dollar limit; choose a cheaper order instead.")
         n_tasks, m, _ = world.shape
-        tables, orders, kept, ends = _Tables(world), [], [], []
+        tables, orders, kept = _Tables(world), [], []
+        ends = [_Prefix.empty(n_tasks, rights).take([])]
         for rule in rules:
             step, final = (_segments(world, r, rights.proposals_each) for r in (rule, "end"))
             prefixes, before = [()], _Prefix.empty(n_tasks, rights)
-            for size in range(1, (longest or m) + 1):
+            for size in range(1, min(longest or m, m) + 1):
                 grown, place = list(permutations(range(m), size)), {order: i for i, order in enumerate(prefixes)}
                 before, last = before.take([place[o[:-1]] for o in grown]), np.array([o[-1] for o in grown])
                 if rule == "end" or size > 1:  # a lone model is the same under every rule

@@ -26,6 +26,7 @@ from datetime import time as time_of_day
 from decimal import Decimal
 from fractions import Fraction
 from functools import cached_property, lru_cache, partial
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import numpy as np
@@ -197,7 +198,8 @@ def _class(self, cls):
         named = hasattr(sys.modules.get(base.__module__), first)  # a class made by code that runs has no place
         known = [*self._written(base.__module__, first)] if named else []
         yield from known or [first]
-        for name, value in vars(base).items() if not known and base is not object else ():
+        made = "<locals>" in base.__qualname__  # its place says who made it, and not of what
+        for name, value in vars(base).items() if (made or not known) and base is not object else ():
             yield from self._member(name, value)
 
 
@@ -232,6 +234,7 @@ def _function(self, function):
     elif known: yield from known
     elif text := _text_of(function.__code__): yield from self._cell(text, function)
     else: yield from self._bytecode(function)
+    if "<" in function.__qualname__ or not known: yield from self._own_code(function)  # others have that place, too
 
 
 def _is_its_own(function) -> bool:
@@ -249,32 +252,53 @@ def _cell(self, text: str, function):
     while todo:
         seen.add(piece := todo.pop())
         todo += [p for name in piece.reads for p in cell.bindings.get(name, ()) if p not in seen]
-    for name in sorted(set().union(*(p.reads for p in seen)) - set(cell.imports)):  # another cell may have set them
+    imported = set(cell.imports) - set(cell.bindings)
+    for name in sorted(set().union(*(p.reads for p in seen)) - imported):  # another cell may have set them
         if name in function.__globals__: yield from (name, self.add(function.__globals__[name]))
 
 
 def _files(self, module: Module):
     "Files that `module` imports and that belong to no installed package: they are read whole."
     imported = [*module.imports.values(), *(i for piece in module.pieces for i in piece.imports.values())]
-    for dotted in {place for target, name in imported for place in (target, f"{target}.{name}")}:
-        if dotted.split(".")[0] != _OWN and not _is_library(dotted): self._file(sys.modules.get(dotted))
+    for dotted in {place for target, name in imported for place in _places(f"{target}.{name}")}:
+        if dotted.split(".")[0] != _OWN and not _is_library(dotted): self._file(dotted, _file_of(dotted))
+
+
+def _places(dotted: str) -> list:
+    "A dotted name and the packages above it: `a`, `a.b`, `a.b.c`."
+    parts = dotted.split(".")
+    return [".".join(parts[:n]) for n in range(1, len(parts) + 1)]
+
+
+def _file_of(dotted: str) -> str | None:
+    "The file of a module, which may not be loaded yet."
+    if dotted in sys.modules: return getattr(sys.modules[dotted], "__file__", None)
+    folders = None
+    for number, place in enumerate(_places(dotted)):
+        found = PathFinder.find_spec(place, folders) if folders or not number else None
+        if not found: return None
+        folders = found.submodule_search_locations
+    return found.origin
 
 
 def _module(self, module):
     "A module among the inputs: whole, wherever it comes from."
     known = [*self._written(module.__name__, "*")]
-    if not known: self._file(module)
+    if not known: self._file(module.__name__, getattr(module, "__file__", None))
     yield from known
 
 
-def _file(self, module):
+_LOADED = set()  # files of local modules that results of this process depended on
+
+
+def _file(self, dotted: str, path: str | None):
     "A module that belongs to no installed package."
-    path = getattr(module, "__file__", None)
-    if not path or not os.path.exists(path): return
+    if not path or not path.endswith(".py") or not os.path.exists(path): return
+    if dotted in sys.modules: _LOADED.add(path)
     text = Path(path).read_text(encoding="utf-8")
     key = hashlib.sha256(f"{path}{text}".encode()).hexdigest()
     if key not in self.cells:
-        self.cells[key] = Module(module.__name__, text)
+        self.cells[key] = Module(dotted, text, Path(path).name == "__init__.py")
         self._files(self.cells[key])
 
 
@@ -285,6 +309,15 @@ def _codes(code):
         if isinstance(inner, types.CodeType): yield from _codes(inner)
 
 
+def _own_code(self, function):
+    "A function's bytecode and constants, without docstrings."
+    for code in _codes(function.__code__):
+        described = code.co_flags & 0x4000000 if sys.version_info >= (3, 13) else not code.co_name.startswith("<")
+        constants = code.co_consts[bool(described and isinstance((*code.co_consts, None)[0], str)):]
+        yield from (code.co_code, self.add([c for c in constants if not isinstance(c, types.CodeType)]))
+        yield " ".join(code.co_names)
+
+
 def _bytecode(self, function):
     "A function without source, or without a name of its own: its bytecode, and the values of the names that it reads."
     for code in _codes(function.__code__):
@@ -293,8 +326,8 @@ def _bytecode(self, function):
             yield from (name, self.add(function.__globals__[name])) if name in function.__globals__ else (name,)
 
 Content._written, Content._class, Content._member, Content._function = _written, _class, _member, _function
-Content._cell, Content._files, Content._file, Content._module, Content._bytecode = (
-    _cell, _files, _file, _module, _bytecode)
+Content._cell, Content._files, Content._file, Content._module = _cell, _files, _file, _module
+Content._own_code, Content._bytecode = _own_code, _bytecode
 
 # %% ../nbs/000b_store.ipynb #cell-019
 _STARTED = time.time()
@@ -338,10 +371,11 @@ def code_key(*names: tuple) -> str:
 
 
 def code_is_fresh() -> bool:
-    "Whether neither the package nor the script that runs is younger than this process; else a warning says so, once."
+    """Whether neither the package, nor the script that runs, nor a local module that a key has reached, is younger than
+    this process; else a warning says so, once."""
     script = getattr(sys.modules["__main__"], "__file__", None)
-    files = [m.path for m in _code().modules.values()] + [script] * bool(script and os.path.exists(script))
-    young = [path for path in files if os.stat(path).st_mtime > _STARTED]
+    files = [*(m.path for m in _code().modules.values()), *[script] * bool(script), *sorted(_LOADED)]
+    young = [path for path in files if os.path.exists(path) and os.stat(path).st_mtime > _STARTED]
     if young: _warn_once(f"{young[0]} changed after this process started: results are neither looked up nor kept; "
                          "restart the kernel or the script.")
     return not young
@@ -485,7 +519,8 @@ def stored_all(function: Callable, jobs, label: str = "", workers: int = 2, prog
     Raises `UnknownContent` for an input whose content cannot be told.
     """
     jobs, memo = [tuple(job) for job in jobs], {}
-    paths = [_place(function, result_key(function, *job, memo=memo)) for job in jobs] if code_is_fresh() else []
+    paths = [_place(function, result_key(function, *job, memo=memo)) for job in jobs]
+    if not code_is_fresh(): paths = []  # asked last: keys tell which files there are
     found = _held(paths)
     if len(found) == len(jobs): return [found[i] for i in range(len(jobs))]
     with _alone(_place(function, "lock").with_suffix(".lock")):

@@ -58,7 +58,25 @@ REACHING = {
     "root": "from toy import used\ndef f(x): return used(x)",
     "conditional": "try:\n    from .low import used\nexcept ImportError:\n    used = None\ndef f(x): return used(x)",
     "loop": "from . import low\nfor n in [1]:\n    g = low.used\ndef f(x): return g(x)",
+    "dispatch": "from functools import singledispatch\nfrom .low import used\n@singledispatch\ndef f(x): return 0\n"
+                "@f.register\ndef _(x: int): return used(x)",
+    "named": "from .low import used\nclass Rules(dict):\n    def named(self, n): return lambda g: self.update({n: g})\n"
+             "RULES = Rules()\n@RULES.named('x')\ndef one(): return used(1)\ndef f(n): return RULES[n]()",
+    "subclass": "from .low import used\nALL = []\nclass Root:\n    def __init_subclass__(cls): ALL.append(cls)\n"
+                "class A(Root):\n    def run(self): return used(1)\ndef f(): return ALL[0]",
+    "set in a loop": "from . import low\nclass C: pass\nfor n in ['g']:\n    setattr(C, n, low.used)\n"
+                     "def f(): return C.g(1)",
     "broken": "def f(x: return",
+}
+OUTSIDE = {
+    "item": ("TABLE = {}\ndef f(): return TABLE['x'](1)", "high.TABLE['x'] = used"),
+    "attribute": ("class C: a = 0\ndef f(): return C().a(1)", "high.C.a = used"),
+    "update": ("TABLE = {}\ndef f(): return TABLE['x'](1)", "high.TABLE.update(x=used)"),
+    "replaced": ("def g(x): return x\ndef f(): return g(1)", "high.g = used"),
+    "decorator": ("ALL = []\ndef register(g): ALL.append(g)\ndef f(): return ALL[0](1)",
+                  "@high.register\ndef g(x): return used(x)"),
+    "subclass": ("ALL = []\nclass Root:\n    def __init_subclass__(cls): ALL.append(cls)\ndef f(): return ALL[0]",
+                 "class A(high.Root):\n    def run(self): return used(1)"),
 }
 
 
@@ -68,6 +86,16 @@ def test_a_change_is_seen_by_whatever_way_it_is_reached(tmp_path, way):
         low = USED.format(body) + "class Base:\n    def m(self): return used(1)\ndef other(): return 1\n"
         low += "from .high import register\n@register\ndef entry(): return used(2)\n" if way == "registered" else ""
         files = {"__init__.py": "", "low.py": low, "high.py": REACHING[way], "between.py": "from .low import used\n"}
+        return package(tmp_path, files).reach([("toy.high", "f")]).digests()
+    assert digests("x") != digests("x + 1")
+
+
+@pytest.mark.parametrize("way", OUTSIDE)
+def test_a_change_is_seen_that_another_module_brings(tmp_path, way):
+    def digests(body):
+        high, outside = OUTSIDE[way]
+        files = {"__init__.py": "", "low.py": USED.format(body), "high.py": high,
+                 "outside.py": f"from . import high\nfrom .low import used\n{outside}\n"}
         return package(tmp_path, files).reach([("toy.high", "f")]).digests()
     assert digests("x") != digests("x + 1")
 
@@ -197,7 +225,7 @@ def test_versions_are_those_installed(monkeypatch):
 TRACE = r"""
 import json, sys, threading, types
 from pathlib import Path
-root, cells, given = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
+root, cells, given, keepers = Path(sys.argv[1]), *map(json.loads, sys.argv[2:])
 package, data = str(root / "mtrouter_nb"), str(root / "data")
 ran, opened = set(), set()
 
@@ -206,11 +234,16 @@ def loading(frame):
         if frame.f_code.co_name == "<module>" and frame.f_code.co_filename.startswith(package): return True
     return False
 
+def keeping(frame):
+    "Whether a function of `files` runs for the bookkeeping."
+    while frame and Path(frame.f_code.co_filename).stem in ("files", "contextlib"): frame = frame.f_back
+    return frame and frame.f_code.co_filename.startswith(package) and Path(frame.f_code.co_filename).stem in keepers
+
 def seen(frame, event, _):
     code = frame.f_code
     if event != "call" or not code.co_filename.startswith(package) or code.co_name == "<module>": return
     about = (code.co_filename[len(package) + 1:-3], code.co_firstlineno)
-    if about not in ran and not loading(frame): ran.add(about)
+    if about not in ran and not loading(frame) and not keeping(frame): ran.add(about)
 
 def audit(event, args):
     if event == "open" and isinstance(args[0], str) and args[0].startswith(data): opened.add(args[0][len(data) + 1:])
@@ -241,11 +274,12 @@ def test_every_function_that_ran_for_a_figure_lies_in_its_closure(name, tmp_path
              for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
     given = dict(PROFILE="smoke", SOURCE="auto", OUT=str(tmp_path / "out"))
     env = os.environ | dict(MTROUTER_CACHE=str(tmp_path / "cache"), MTROUTER_NOTEBOOK=f"{name}.ipynb")
-    args = [sys.executable, "-c", TRACE, str(project_root()), json.dumps(cells), json.dumps(given)]
+    package = own_package()
+    keepers = [module.name.split(".")[-1] for module in package.modules.values() if "BOOKKEEPING" in module.bindings]
+    args = [sys.executable, "-c", TRACE, str(project_root()), *map(json.dumps, (cells, given, keepers))]
     done = subprocess.run(args, capture_output=True, text=True, env=env, cwd=path.parent)
     assert not done.returncode, done.stderr[-2000:]
     ran, opened = json.loads(done.stdout.split("RAN ")[-1])
-    package = own_package()
     pieces = package.reach(code=_cells_module(path)).pieces
     for module, line in ran:
         module = f"mtrouter_nb.{module.replace('/', '.')}"

@@ -94,6 +94,14 @@ def test_the_family_holds_1956_orders(world):
     assert len(family.orders) == len(set(family.orders)) == 1956
 
 
+def test_a_family_may_ask_for_more_than_the_pool_or_for_nothing(demo_world):
+    whole, longer = (CascadeFamily.of(demo_world, MATCHED, longest=n) for n in (None, len(demo_world.pool) + 2))
+    assert longer.orders == whole.orders and np.array_equal(longer.cost, whole.cost)
+    for nothing in (dict(rules=()), dict(rules=("reject",), longest=1)):
+        family = CascadeFamily.of(demo_world, MATCHED, **nothing)
+        assert family.orders == [] and family.score.shape == family.turns.shape == (0, len(demo_world.tasks))
+
+
 @mint
 def test_routers_never_read_a_countdown_but_models_did(world):
     encoder = HistoryEncoder()

@@ -431,6 +431,37 @@ def test_a_file_beside_the_notebook_counts(project):
     assert fingerprint(project) != before
 
 
+@pytest.mark.parametrize("name, old, new", [
+    ("nbs/paper/p/deeper.py", "1", "2"), ("nbs/paper/p/room/__init__.py", "3", "4"),
+    ("nbs/paper/p/room/far.py", "5", "6"), ("mtrouter_nb/other.py", "7", "8"),
+    ("data/zprices.csv", "b", "c"), ("data/published/table.csv", "a", "b"),
+])
+def test_code_beside_the_notebook_and_what_it_reaches_count(project, name, old, new):
+    texts = {"nbs/paper/p/beside.py": "import deeper, room\nfrom mtrouter_nb.other import far\ndef g(): return far()",
+             "nbs/paper/p/deeper.py": "k = 1", "nbs/paper/p/room/__init__.py": "from .far import q\nk = 3",
+             "nbs/paper/p/room/far.py": "q = 5", "mtrouter_nb/other.py": "def far(): return 7",
+             "data/zprices.csv": "b\n1"}
+    write(project, "one", "import beside\nbeside.g()\nname = 'zprices'\nopen(f'{name}.csv'), glob('published/*.csv')")
+    for file, text in texts.items():
+        (project / file).parent.mkdir(exist_ok=True)
+        (project / file).write_text(text)
+    before = fingerprint(project)
+    (project / name).write_text((project / name).read_text().replace(old, new))
+    assert fingerprint(project) != before
+
+
+@pytest.mark.parametrize("harm", [None, "{", '{"one": {"notebook": "x"}}', "old"])
+def test_a_manifest_that_is_lost_or_old_comes_back(project, harm):
+    write(project, "one", figure("one"))
+    assert reproduce.main([]) == 0
+    manifest = project / "figures" / "MANIFEST.json"
+    whole = manifest.read_bytes()
+    if harm is None: manifest.unlink()
+    else: manifest.write_text(whole.decode().replace('"source": "', '"source": "0') if harm == "old" else harm)
+    assert reproduce.main(["--check"]) == 1
+    assert reproduce.main([]) == 0 and reproduce.main(["--check"]) == 0 and manifest.read_bytes() == whole
+
+
 @pytest.mark.parametrize("cells", ["[]", '{"cells": null}', '{"cells": {"a": 1}}',
                                    '{"cells": [{"cell_type": "code"}]}'])
 def test_what_is_no_notebook_is_one_sentence(project, capsys, cells):

@@ -231,7 +231,6 @@ def test_two_processes_share_the_work(cache):
     assert all(text.endswith("whole\n") for text in said) and sum(text.count("made") for text in said) == 8
 
 
-@pytest.mark.slow
 def test_killed_at_any_moment_the_next_run_is_right(cache):
     made_in_all = 0
     for wait in (.01, .12, .2):  # seconds after the first result
@@ -465,3 +464,98 @@ def test_an_encoder_of_ones_own_is_known_by_its_settings():
 
         def embed(self, texts): return np.full((len(texts), 2), len(self.prefix), "f4")
     assert Mine("a").content_key == Mine("a").content_key != Mine("b").content_key
+
+
+MADE = """
+import sys
+from mtrouter_nb.store import stored
+import helper
+
+def make(kind):
+    if kind == "a":
+        def g(x): return x + 1
+    else:
+        def g(x): return x + 100
+    return g
+def klass(k):
+    class C:
+        def run(self, x): return x + k
+    return C
+if len(sys.argv) > 1:
+    def f(x): return x + 1
+else:
+    def f(x): return x + 100
+class Holder: both = {"a": lambda x: x + 1, "b": lambda x: x + 100}
+PAIR = [lambda x: x + 1, lambda x: x + 100]
+def call(g, x): return g(x)
+def run(c, x): return c.run(x)
+def one(g): return stored(call, g, 1)
+print(*(one(g) for g in (make("a"), make("b"), *PAIR, *Holder.both.values(), helper.make("a"), helper.make("b"), f)),
+      *(stored(run, klass(k)(), 1) for k in (1, 100)))
+"""
+
+
+def ran(folder, *args):
+    "What `script.py` of a folder prints, in a process of its own."
+    done = subprocess.run([sys.executable, "-B", "script.py", *args], cwd=folder, text=True, capture_output=True,
+                          env=os.environ | dict(MTROUTER_CACHE=str(folder / "cache")))
+    return done.stdout.strip() or done.stderr
+
+
+def wrote(folder, **texts):
+    "Write modules that are older than any process; two underscores stand for a folder."
+    for name, text in texts.items():
+        path = folder / f"{name.replace('__', '/', 1)}.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+        os.utime(path, (1, 1))
+
+
+def test_functions_made_at_one_place_differ(tmp_path):
+    helper = MADE[MADE.index("def make"):MADE.index("def klass")]
+    wrote(tmp_path, script=MADE, helper=helper)
+    assert ran(tmp_path, "x") == "2 101 2 101 2 101 2 101 2 2 101"
+    assert ran(tmp_path) == "2 101 2 101 2 101 2 101 101 2 101"
+
+
+LATE = """
+from importlib import import_module
+from mtrouter_nb.store import stored
+import helpers, sub.deep
+def f(x):
+    from late import g
+    return g(x)
+class C:
+    def run(self, x):
+        import late
+        return late.g(x)
+def run(c, x): return c.run(x)
+def h(x): return helpers.a(x)
+def s(x): return sub.deep.g(x)
+print(stored(f, 1), stored(run, C(), 1), stored(h, 1), stored(s, 1))
+"""
+
+
+def test_local_modules_count_that_are_loaded_later_or_from_folders(tmp_path):
+    plus = "def {}(x): return x + {}\n".format
+    wrote(tmp_path, script=LATE, late="def g(x):\n    import later\n    return later.k + x\n", later="k = 1\n",
+          helpers____init__="from .a import a\n", helpers__a=plus("a", 1), sub____init__="", sub__deep=plus("g", 1))
+    assert ran(tmp_path) == ran(tmp_path) == "2 2 2 2"
+    wrote(tmp_path, later="k = 100\n")
+    assert ran(tmp_path) == "101 101 2 2"
+    wrote(tmp_path, helpers__a=plus("a", 100))
+    assert ran(tmp_path) == "101 101 101 2"
+    wrote(tmp_path, sub__deep=plus("g", 100))
+    assert ran(tmp_path) == "101 101 101 101"
+
+
+def test_a_local_module_that_changes_while_a_process_runs_leaves_nothing_behind(tmp_path):
+    wrote(tmp_path, helper="def g(x): return x + 1\n", script="""
+import pathlib, sys
+from mtrouter_nb.store import stored
+from helper import g
+def f(x): return g(x)
+if len(sys.argv) > 1: pathlib.Path("helper.py").write_text("def g(x): return x + 100\\n")
+print(stored(f, 1))
+""")
+    assert ran(tmp_path, "edit") == "2" and ran(tmp_path) == "101"
