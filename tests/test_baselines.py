@@ -113,6 +113,7 @@ def test_avengers_pro_is_a_table_of_its_clusters(alpha):
 
 
 @pytest.mark.parametrize("kind", [EmbedLLM, RouterDC, lambda: AvengersPro(alpha=1.0)], ids=IDS)
+@pytest.mark.long
 def test_planted_structure_is_found(kind):
     router = kind().fit(*planted(240, seed=0, d=384))
     vectors, score, _ = planted(200, seed=1, d=384)

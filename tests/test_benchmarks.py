@@ -269,6 +269,7 @@ def test_answers_belong_to_items(reference):
     with pytest.raises(OutcomeError, match="not of 'bfcl'"): load_answers("bfcl")
 
 
+@pytest.mark.long
 def test_tasks_of_mint_from_start_to_end(reference):
     folder, model = find_mint(mint_models()), "gpt-4-0613"
     if folder is None: pytest.skip("MINT's tables are not here")

@@ -543,6 +543,7 @@ def kill_at_every_step(root, prepare, folder) -> int:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.long
 def test_a_conversion_killed_at_any_step_and_two_at_once(homes, tmp_path, root):
     load_outcomes("zeroeval", progress=False)
     DAMAGE["cut"](homes[1] / "zeroeval" / "tasks.parquet")
@@ -551,6 +552,7 @@ def test_a_conversion_killed_at_any_step_and_two_at_once(homes, tmp_path, root):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.long
 def test_a_release_killed_at_any_step_and_two_at_once(two, root, tmp_path_factory):
     save(two, "b", [record(i, score=.5, raw_output="other") for i in range(1, 7)])
     for path in (two / "out" / "prompts").iterdir(): DAMAGE["cut"](path)

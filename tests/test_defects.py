@@ -83,6 +83,7 @@ def test_a_noisy_router_contradicts_itself_and_learns_the_same(world):
     assert asdict(D.noisy_embedllm(5).router) == asdict(D.embedllm(5).router)
 
 
+@pytest.mark.long
 def test_the_study_is_stored_and_scores_follow_from_the_table(world, tmp_path, monkeypatch):
     monkeypatch.setenv("MTROUTER_CACHE", str(tmp_path))
     noisy = dict(epochs=8, batch_size=128)

@@ -334,6 +334,7 @@ def test_a_killed_worker_is_one_sentence():
     assert run_jobs(max, [(1, 2), (3, 4)], progress=False) == [2, 4], "the next call starts new ones"
 
 
+@pytest.mark.long
 def test_two_machines_share_the_work(machines):
     with scheduler(machines):
         found = run_jobs(place, [(0.2,)] * 6, workers=1, progress=False)

@@ -187,6 +187,7 @@ def test_unusable_scores_are_refused_in_a_sentence():
         leave_one_run_out(np.ones((2, 2, 2)), "best")
 
 
+@pytest.mark.long
 def test_results_are_stored_by_content(small, tmp_path, monkeypatch):
     monkeypatch.setenv("MTROUTER_CACHE", str(tmp_path))
     first = noise_results(small, SMOKE_NOISE, progress=False)

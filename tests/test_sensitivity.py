@@ -119,6 +119,7 @@ def test_cascades_of_a_pool_are_played_as_told(demo_world, split, tasks):
             assert np.allclose(ours[column], expected[column]), column
 
 
+@pytest.mark.long
 def test_pools_are_chosen_on_training_tasks(run):
     found = pool_study(run, run.world.log, demo_pool(), sizes=(2,), workers=1, progress=False)
     runs = run.world.log.episodes
@@ -128,6 +129,7 @@ def test_pools_are_chosen_on_training_tasks(run):
         assert wins[first] == wins.max()
 
 
+@pytest.mark.long
 def test_studies_are_stored(run, monkeypatch):
     asked = dict(workers=1, progress=False)
     first = history_study(run, (1,), **asked)

@@ -342,6 +342,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.long
 def test_scripts_and_the_files_beside_them_count(tmp_path):
     files = {"script.py": SCRIPT, "helper.py": "import deeper\ndef g(x): return (x + 1) * deeper.k\n",
              "deeper.py": "k = 1\n"}
