@@ -8,7 +8,6 @@ STRICT ?=
 ARGS ?=
 BIN := $(VENV)/bin
 CHECKED := tests/test_setup.py tests/test_notebooks.py  # by make check
-CHAPTERS := tour 09[a-d]* 0[0-8]* 1[01]* 09[!a-d]* 1[2-9]* index  # notebooks that share a process, longest first
 
 # encoders carry their weights: no hub is asked. One thread a process: numbers do not depend on the core count.
 export VENV TORCH_INDEX
@@ -21,7 +20,7 @@ export PYTHONHASHSEED ?= 0
 REPRODUCE := $(BIN)/python -m mtrouter_nb.reproduce
 
 .DEFAULT_GOAL := help
-.PHONY: help venv reproduce test test-long check verify lab clean clean-cache
+.PHONY: help venv reproduce test smoke code cells test-long check verify lab clean clean-cache
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
@@ -36,11 +35,18 @@ venv:
 reproduce: venv ## every figure and table into figures/ (ONLY=name: one; PROFILE=smoke: minutes; STRICT=1: no data is a failure)
 	@$(REPRODUCE) --profile $(PROFILE) $(addprefix --only ,$(ONLY)) $(if $(filter-out 0,$(STRICT)),--strict) $(ARGS)
 
-# nbdev's own pool waits five minutes for idle joblib workers; one thread each, for spinning costs four times
-test: check ## check, all export notebooks' cells, the smoke profile of reproduce, and pytest
-	printf '%s\n' $(patsubst %,'%.ipynb',$(CHAPTERS)) | xargs -P 2 -I {} $(BIN)/nbdev_test --timing --n_workers 0 --path nbs --file_glob {}
-	$(REPRODUCE) --profile smoke
-	$(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile $(addprefix --ignore ,$(CHECKED))
+# three at a time on two cores: each of them waits now and then, for kernels that start or for the disk
+test: venv ## check, all export notebooks' cells, the smoke profile of reproduce, and pytest
+	@$(MAKE) --no-print-directory -j3 check smoke code cells
+
+smoke:
+	MTROUTER_WORKERS=1 $(REPRODUCE) --profile smoke --workers 1
+
+code:
+	$(BIN)/python -m pytest -m "not long" $(addprefix --ignore ,$(CHECKED))
+
+cells:  # in one process: nbdev's pool waits five minutes for idle workers
+	MTROUTER_WORKERS=1 $(BIN)/nbdev_test --timing --n_workers 0 --path nbs --skip_folder_re '^([_.]|paper)'
 
 test-long: test ## and the slow proofs: every figure twice, closures against a trace of what ran
 	$(BIN)/python -m pytest -m long -n 2

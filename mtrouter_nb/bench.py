@@ -192,8 +192,8 @@ def bench_results(matrix: OutcomeMatrix, queries: Queries, routers: dict = None,
 # %% ../nbs/09h_bench.ipynb #cell-013
 SMOKE_SEEDS = SEEDS[:1]
 SMOKE_ROUTERS = ROUTERS | {  # at full length these two would take most of a smoke run
-    "GraphRouter": lambda seed: GraphRouter(steps=60, seed=seed),
-    "RouterDC": lambda seed: Utility(RouterDC(steps=200, seed=seed), "RouterDC"),
+    "GraphRouter": lambda seed: GraphRouter(steps=15, seed=seed),
+    "RouterDC": lambda seed: Utility(RouterDC(steps=60, seed=seed), "RouterDC"),
 }
 
 

@@ -395,7 +395,7 @@ def load_answers(name: str = "zeroeval", progress: bool = True) -> pd.DataFrame:
     return said.rename("answer").reset_index()
 
 # %% ../nbs/10a_benchmarks.ipynb #cell-041
-_SMOKE_ITEMS = 48
+_SMOKE_ITEMS = 30
 _SMOKE_MODELS = {
     "zeroeval": ("Meta-Llama-3-8B-Instruct", "gemini-1.5-flash", "gpt-4o-mini-2024-07-18",
                  "Meta-Llama-3.1-70B-Instruct", "claude-3-5-sonnet-20241022", "gpt-4o-2024-08-06"),
@@ -414,7 +414,7 @@ def sample_items(matrix: OutcomeMatrix, n: int) -> OutcomeMatrix:
 def load_all(source: str = "auto", profile: str = "full") -> list[OutcomeMatrix]:
     """ZeroEval, BFCL and MCPMark; or [demo] for source "demo" and, with one warning, where the data is out of reach.
 
-    source "mint" is what the runner calls real logs: there nothing stands in. profile "smoke": 48 items and six models
+    source "mint" is what the runner calls real logs: there nothing stands in. profile "smoke": 30 items and six models
     of each. Raises `ValueError` for another source or profile, `DownloadError` for real logs that are out of reach.
     """
     for value, known in ((source, ("auto", "mint", "demo")), (profile, ("full", "smoke"))):

@@ -374,7 +374,7 @@ def run_protocol(world: ReplayWorld, settings: Settings = Settings(), workers: i
 # %% ../nbs/09a_protocol.ipynb #cell-033
 SMOKE = Settings(folds=2, runs=1, fits=1, prices=(0.0, 1.0, 16.0), budgets=(0.01, 0.1), random_seeds=2, clusters=3,
                  epochs=4, weights=(0.0, 0.3, 1.0))
-SMOKE_DOMAINS, SMOKE_TASKS = 3, 18
+SMOKE_DOMAINS, SMOKE_TASKS = 2, 12
 
 
 def smoke_log(log: TurnLog) -> TurnLog:

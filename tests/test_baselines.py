@@ -8,7 +8,7 @@ import torch
 
 from mtrouter_nb import baselines
 from mtrouter_nb.baselines import AvengersPro, EmbedLLM, RouterDC, cluster_loss, sample_llm_loss
-from mtrouter_nb.protocol import ALL_RIGHTS, SMOKE, _episode_level, run_split, splits
+from mtrouter_nb.protocol import ALL_RIGHTS, SMOKE, _episode_level, splits
 from mtrouter_nb.rollout import roll
 from mtrouter_nb.routers import EpisodeRouter, HindsightOracle
 from mtrouter_nb.worlds import MATCHED
@@ -192,10 +192,3 @@ def test_every_router_of_prompts_has_its_rows_under_all_rights(split, level):
     assert swept.to_dict() == {"EmbedLLM": [], "RouterDC": [], "Avengers-Pro": [0.0, 0.3, 1.0]}
     count = level.groupby(["method", "rights", "parameter"], dropna=False)["task_id"].nunique()
     assert (count == len(split.test)).all() and (level["group"] == "episode-level").all()
-
-
-def test_the_protocol_has_the_episode_level_rows(demo_world, split, level):
-    rows = run_split(demo_world, split, SMOKE)["rollouts"]
-    rows = rows[rows["group"] == "episode-level"]
-    for column in ("method", "rights", "task_id", "score", "cost_usd", "switches"):
-        assert rows[column].tolist() == level[column].tolist()

@@ -299,9 +299,9 @@ def test_all_of_them(reference):
     assert [m.name for m in full] == [m.name for m in small] == list(OUTCOME_URLS)
     for big, few in zip(full, small):
         assert len(few.models) == 6 and set(few.models) < set(big.models) and few.datasets == big.datasets
-        assert few.items["item_id"].nunique() == 48 and not np.isnan(few.score).any()
+        assert few.items["item_id"].nunique() == 30 and not np.isnan(few.score).any()
         assert np.isnan(few.cost).mean() < (.01 if few.name == "mcpmark" else 1e-9)
-        again = sample_items(big.select(few.models), 48)
+        again = sample_items(big.select(few.models), 30)
         assert again.fingerprint() == few.fingerprint()
 
 
@@ -363,7 +363,7 @@ def test_out_of_reach(cache, monkeypatch):
     with pytest.raises(DownloadError, match="out of reach; check the network, or set MTROUTER_DATA"):
         load_outcomes("bfcl", progress=False)
     with pytest.warns(UserWarning, match="the demo log stands in") as caught: matrices = load_all(profile="smoke")
-    assert len(caught) == 1 and [m.name for m in matrices] == ["demo"] and len(matrices[0]) == 48
+    assert len(caught) == 1 and [m.name for m in matrices] == ["demo"] and len(matrices[0]) == 30
 
 
 def test_addresses_are_pinned():

@@ -512,6 +512,7 @@ def wrote(folder, **texts):
         os.utime(path, (1, 1))
 
 
+@pytest.mark.long
 def test_functions_made_at_one_place_differ(tmp_path):
     helper = MADE[MADE.index("def make"):MADE.index("def klass")]
     wrote(tmp_path, script=MADE, helper=helper)
@@ -537,6 +538,7 @@ print(stored(f, 1), stored(run, C(), 1), stored(h, 1), stored(s, 1))
 """
 
 
+@pytest.mark.long
 def test_local_modules_count_that_are_loaded_later_or_from_folders(tmp_path):
     plus = "def {}(x): return x + {}\n".format
     wrote(tmp_path, script=LATE, late="def g(x):\n    import later\n    return later.k + x\n", later="k = 1\n",
@@ -550,6 +552,7 @@ def test_local_modules_count_that_are_loaded_later_or_from_folders(tmp_path):
     assert ran(tmp_path) == "101 101 101 101"
 
 
+@pytest.mark.long
 def test_a_local_module_that_changes_while_a_process_runs_leaves_nothing_behind(tmp_path):
     wrote(tmp_path, helper="def g(x): return x + 1\n", script="""
 import pathlib, sys
