@@ -37,7 +37,7 @@ reproduce: venv ## every figure and table into figures/ (ONLY=name: one; PROFILE
 
 # three at a time on two cores: each of them waits now and then, for kernels that start or for the disk
 test: venv ## check, all export notebooks' cells, the smoke profile of reproduce, and pytest
-	@$(MAKE) --no-print-directory -j3 check smoke code cells
+	@$(MAKE) --no-print-directory -j3 -o venv check smoke code cells
 
 smoke:
 	MTROUTER_WORKERS=1 $(REPRODUCE) --profile smoke --workers 1
