@@ -35,9 +35,9 @@ venv:
 reproduce: venv ## every figure and table into figures/ (ONLY=name: one; PROFILE=smoke: minutes; STRICT=1: no data is a failure)
 	@$(REPRODUCE) --profile $(PROFILE) $(addprefix --only ,$(ONLY)) $(if $(filter-out 0,$(STRICT)),--strict) $(ARGS)
 
-# three at a time on two cores: each of them waits now and then, for kernels that start or for the disk
+# two at a time, the first of them first
 test: venv ## check, all export notebooks' cells, the smoke profile of reproduce, and pytest
-	@$(MAKE) --no-print-directory -j3 -o venv check smoke code cells
+	@$(MAKE) --no-print-directory -j2 -o venv check smoke code cells
 
 smoke:
 	MTROUTER_WORKERS=1 $(REPRODUCE) --profile smoke --workers 1
