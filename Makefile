@@ -35,7 +35,7 @@ venv:
 reproduce: venv ## every figure and table into figures/ (ONLY=name: one; PROFILE=smoke: minutes; STRICT=1: no data is a failure)
 	@$(REPRODUCE) --profile $(PROFILE) $(addprefix --only ,$(ONLY)) $(if $(filter-out 0,$(STRICT)),--strict) $(ARGS)
 
-# two at a time, the first of them first
+# two at a time; -o: .venv is there, so that `check` is the first of them
 test: venv ## check, all export notebooks' cells, the smoke profile of reproduce, and pytest
 	@$(MAKE) --no-print-directory -j2 -o venv check smoke code cells
 
