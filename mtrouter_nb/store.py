@@ -33,8 +33,9 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from .closure import Module, Package, Reached, installed, own_package, versions, without_magics
-from .files import cache_dir, file_digest, name_damage, turn, write_atomic
+from .closure import (Module, Package, Reached, installed, own_folder, own_package, package_files, versions,
+                                 without_magics)
+from .files import cache_dir, file_digest, load_table, name_damage, turn, write_atomic
 from .jobs import finished
 
 # %% ../nbs/000b_store.ipynb #cell-005
@@ -341,6 +342,35 @@ def _code() -> Package: return own_package()
 def _reached(names: frozenset) -> Reached: return _code().reach(names)
 
 
+def _state() -> str:
+    "A digest of the package's files as they are, and of this Python, whose syntax trees they are read into."
+    files = [f"{p.relative_to(own_folder())} {file_digest(p)}" for p in package_files(own_folder())]
+    return hashlib.sha256("\n".join([str(sys.version_info[:2]), *files]).encode()).hexdigest()
+
+
+@lru_cache(maxsize=None)
+def _told(names: frozenset) -> tuple[list, list]:
+    "(a line per piece of the package that the `names` reach, externals), as kept for these files or read from them."
+    state = _first_state()
+    asked = hashlib.sha256("\n".join([state, *sorted(map(repr, names))]).encode()).hexdigest()
+    path = _results() / "code" / f"{asked[:32]}.json"
+    kept = load_table(path).get("told", {})
+    if kept.get("sum") == _sum(kept): return kept["lines"], kept["externals"]
+    read = dict(lines=_reached(names).digests(), externals=sorted(_reached(names).externals))
+    if _state() == state:  # no file changed while the code was read
+        try: write_atomic(path, json.dumps(dict(told=read | dict(sum=_sum(read)))))
+        except OSError: pass  # a memory saves time and nothing else
+    return read["lines"], read["externals"]
+
+
+@lru_cache(maxsize=1)
+def _first_state() -> str: return _state()
+
+
+def _sum(told: dict) -> str:
+    return hashlib.sha256(repr([told.get("lines"), told.get("externals")]).encode()).hexdigest()
+
+
 def reached(content: Content) -> Reached:
     "All code that what was added to `content` may run, here and in cells."
     found = _reached(frozenset(content.names))
@@ -352,6 +382,12 @@ def reached(content: Content) -> Reached:
     return found
 
 
+def _code_of(content: Content) -> tuple:
+    if not content.cells: return _told(frozenset(content.names))
+    found = reached(content)
+    return found.digests(), found.externals
+
+
 def result_key(function: Callable, *inputs, memo: dict = None) -> str:
     """32 hex digits of all that `function(*inputs)` depends on. memo: shared by calls that share large inputs.
 
@@ -359,22 +395,22 @@ def result_key(function: Callable, *inputs, memo: dict = None) -> str:
     """
     content = Content(memo)
     held = [content.add(value) for value in (function, inputs)]
-    code = reached(content)
-    parts = [*held, *code.digests(), *versions(code.externals)]
+    lines, externals = _code_of(content)
+    parts = [*held, *lines, *versions({*externals, *content.externals})]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
 def code_key(*names: tuple) -> str:
     "16 hex digits of the code that the `names` (module, name) of this package reach, and of the libraries below it."
-    found = _reached(frozenset(names))
-    return hashlib.sha256("\n".join([*found.digests(), *versions(found.externals)]).encode()).hexdigest()[:16]
+    lines, externals = _told(frozenset(names))
+    return hashlib.sha256("\n".join([*lines, *versions(externals)]).encode()).hexdigest()[:16]
 
 
 def code_is_fresh() -> bool:
     """Whether neither the package, nor the script that runs, nor a local module that a key has reached, is younger than
     this process; else a warning says so, once."""
     script = getattr(sys.modules["__main__"], "__file__", None)
-    files = [*(m.path for m in _code().modules.values()), *[script] * bool(script), *sorted(_LOADED)]
+    files = [*package_files(own_folder()), *[script] * bool(script), *sorted(_LOADED)]
     young = [path for path in files if os.path.exists(path) and os.stat(path).st_mtime > _STARTED]
     if young: _warn_once(f"{young[0]} changed after this process started: results are neither looked up nor kept; "
                          "restart the kernel or the script.")

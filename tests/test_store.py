@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mtrouter_nb import store
+from mtrouter_nb import closure, store
 from mtrouter_nb.files import project_root
 from mtrouter_nb.history import TextEncoder
 from mtrouter_nb.store import Content, UnknownContent, packed, result_key, stored, stored_all, unpacked
@@ -88,6 +88,62 @@ def test_long_arrays_in_tables_count_whole():
 def test_what_cannot_be_told_is_refused():
     with pytest.raises(UnknownContent, match="content_key"):
         held(iter([1]))
+
+
+@pytest.fixture
+def process(tmp_path, monkeypatch):
+    """Call it: as a new process that finds a copy of the package, whose folder it returns."""
+    folder, known = tmp_path / "mtrouter_nb", (store._code, store._reached, store._told, store._first_state)
+    shutil.copytree(closure.own_folder(), folder, ignore=shutil.ignore_patterns("__pycache__"))
+
+    def begin():
+        for module in (closure, store): monkeypatch.setattr(module, "own_folder", lambda: folder)
+        for function in known: function.cache_clear()
+        return folder
+    yield begin
+    for function in known: function.cache_clear()
+
+
+NAME = "mtrouter_nb.metrics", "bootstrap_intervals"
+
+
+def test_what_code_reaches_is_read_once(process, cache, monkeypatch):
+    process()
+    first = store.code_key(NAME)
+    [kept] = (cache / "results" / "code").iterdir()
+    process()
+    monkeypatch.setattr(store, "own_package", lambda: pytest.fail("the code was read again"))
+    assert store.code_key(NAME) == first
+    monkeypatch.undo()
+    monkeypatch.setenv("MTROUTER_CACHE", str(cache))
+    text = kept.read_text()
+    for harm in (text[:40], "[1]", text.replace("mtrouter_nb.metrics", "mtrouter_nb.metric", 1)):
+        kept.write_text(harm)
+        process()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert store.code_key(NAME) == first and kept.read_text() == text
+
+
+def test_what_was_read_once_does_not_outlive_an_edit(process, cache, monkeypatch):
+    path = process() / "metrics.py"
+    text, first = path.read_text(), store.code_key(NAME)
+    path.write_text(text.replace("[2.5, 97.5]", "[5, 95]"))
+    process()
+    other = store.code_key(NAME)
+    path.write_text(text)
+    process()
+    assert store.code_key(NAME) == first != other
+
+    def edited(read=closure.own_package):
+        "The code changes after the process has looked at its files, and before it reads them."
+        path.write_text(text.replace("[2.5, 97.5]", "[1, 99]"))
+        return read()
+    path.write_text(text + "\n# another state\n")
+    process()
+    monkeypatch.setattr(store, "own_package", edited)
+    before = {*(cache / "results" / "code").iterdir()}
+    assert store.code_key(NAME) not in (first, other) and {*(cache / "results" / "code").iterdir()} == before
 
 
 def test_a_subclass_brings_its_own_code():
@@ -205,7 +261,7 @@ def test_a_cache_that_cannot_be_written_is_read(cache, monkeypatch):
 
 RUN = """
 import sys, time
-from mtrouter_nb import store
+from mtrouter_nb import closure, store
 from mtrouter_nb.store import stored_all
 import numpy as np, pandas as pd
 def slow(n):
