@@ -334,6 +334,9 @@ Content._own_code, Content._bytecode = _own_code, _bytecode
 _STARTED = time.time()
 
 
+def _results() -> Path: return cache_dir() / "results"
+
+
 @lru_cache(maxsize=1)
 def _code() -> Package: return own_package()
 
@@ -493,9 +496,6 @@ def clear_cache() -> None:
     print(f"{len(files)} files with {size / 1e6:.0f} MB of results and embeddings deleted from {cache_dir()}.")
 
 # %% ../nbs/000b_store.ipynb #cell-029
-def _results() -> Path: return cache_dir() / "results"
-
-
 def _place(function, key: str) -> Path:
     name = getattr(function, "func", function)  # of a partial
     name = name if hasattr(name, "__qualname__") else type(name)
