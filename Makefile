@@ -18,6 +18,7 @@ export OMP_NUM_THREADS ?= 1
 export PYTHONHASHSEED ?= 0
 
 REPRODUCE := $(BIN)/python -m mtrouter_nb.reproduce
+CELLS := $(BIN)/nbdev_test --timing --n_workers 0 --path nbs
 
 .DEFAULT_GOAL := help
 .PHONY: help venv reproduce test smoke code cells test-long check verify lab clean clean-cache
@@ -46,9 +47,10 @@ code:
 	$(BIN)/python -m pytest -m "not long" $(addprefix --ignore ,$(CHECKED))
 
 cells:  # in one process: nbdev's pool waits five minutes for idle workers
-	MTROUTER_WORKERS=1 $(BIN)/nbdev_test --timing --n_workers 0 --path nbs --skip_folder_re '^([_.]|paper)'
+	MTROUTER_WORKERS=1 $(CELLS) --skip_folder_re '^([_.]|paper)' --skip_file_re '^([_.]|tour)'
 
-test-long: test ## and the slow proofs: every figure twice, closures against a trace of what ran
+test-long: test ## and the slow proofs: the tour, every figure twice, closures against a trace of what ran
+	$(CELLS) --file_glob 'tour.ipynb'
 	$(BIN)/python -m pytest -m long -n 2
 	$(REPRODUCE) --verify --profile smoke
 

@@ -148,6 +148,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(root, wheel):
     assert {Path(name).name for name in about} >= {"LICENSE", "NOTICE"}
 
 
+@pytest.mark.long
 def test_the_wheel_of_the_sdist_is_the_wheel_of_the_tree(tree, wheel, tmp_path):
     python("-c", "import sys; from setuptools.build_meta import build_sdist as b; b(sys.argv[1])", tmp_path, cwd=tree)
     [sdist] = tmp_path.glob("*.tar.gz")

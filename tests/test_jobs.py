@@ -157,7 +157,7 @@ def test_a_worker_spreads_nothing_further():
     assert all({outer} == set(inner) != {os.getpid()} for outer, inner, _ in found)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_every_job_has_one_thread(workers, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     import torch
@@ -278,6 +278,7 @@ def test_a_scheduler_without_workers_is_named(cluster, monkeypatch):
     with pytest.raises(JobsError, match="no worker after 0.3 seconds"): run_jobs(wait_for, [(0, 0)], progress=False)
 
 
+@pytest.mark.long
 def test_a_single_worker_does_the_work(cluster):
     cluster.scale(1)
     assert run_jobs(worker_address, [(), ()], progress=False) == [cluster.workers[0].address] * 2
@@ -344,6 +345,7 @@ def test_two_machines_share_the_work(machines):
     assert {address for _, address, _ in found} == {None}, "a job's own jobs stay with it"
 
 
+@pytest.mark.long
 def test_machines_give_results_in_order_as_they_end_and_raise_what_a_job_raises(machines):
     with scheduler(machines):
         assert run_jobs(wait_for, [(s, s) for s in (0.3, 0.0, 0.1)], progress=False) == [0.3, 0.0, 0.1]

@@ -332,6 +332,7 @@ print(int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
+@pytest.mark.long
 def test_a_file_of_150_MB_takes_less_than_400_MB(tmp_path, root):
     "Two workers and the parent stay under 1 GB at the largest file that the release may have (4,326 records)."
     text = "A long answer, \\frac{1}{2} — with some signs.\n" * 700

@@ -181,9 +181,6 @@ def test_run_skip_and_rerun(project, capsys):
     after = {n: (project / "figures" / n).read_bytes() for n in before}
     assert [n for n in before if after[n] != before[n]] == ["MANIFEST.json"], "a second run writes the same bytes"
 
-    assert reproduce.main(["--only", "one", "--force"]) == 0
-    assert "1 of 1" in capsys.readouterr().out
-
 
 def test_a_failed_notebook_keeps_its_copy_and_the_others_go_on(project, capsys):
     write(project, "bad", "x = 1", "raise ValueError('no such column')", "x = 2")
@@ -285,6 +282,7 @@ def test_logs_are_fetched_once_when_in_reach(committed, monkeypatch, capsys):
     assert not (committed / "figures" / "demo").exists()
 
 
+@pytest.mark.long
 def test_the_demo_can_be_asked_for(committed, monkeypatch, capsys):
     set_logs(monkeypatch, None)
     assert reproduce.main(["--source", "demo", "--only", "main", "--strict"]) == 0
@@ -409,6 +407,7 @@ def test_what_code_no_longer_makes_goes(project):
     assert [*json.loads((project / "figures" / "MANIFEST.json").read_text())] == ["one"]
 
 
+@pytest.mark.long
 def test_folders_may_be_named_from_where_one_stands(project, monkeypatch):
     write(project, "one", figure("one"))
     monkeypatch.chdir(project)
@@ -416,6 +415,7 @@ def test_folders_may_be_named_from_where_one_stands(project, monkeypatch):
     assert reproduce.main(["--workers", "1"]) == 0 and (project / "figures" / "one.png").exists()
 
 
+@pytest.mark.long
 def test_a_memory_with_a_wrong_digit_is_not_believed(project):
     write(project, "one", "def never():\n    from mtrouter_nb.other import x\n    x\n" + figure("one"))
     assert reproduce.main([]) == 0
@@ -453,6 +453,7 @@ def test_code_beside_the_notebook_and_what_it_reaches_count(project, name, old, 
     assert fingerprint(project) != before
 
 
+@pytest.mark.long
 def test_a_manifest_that_is_lost_or_old_comes_back(project):
     write(project, "one", figure("one"))
     assert reproduce.main([]) == 0

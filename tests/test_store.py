@@ -287,6 +287,7 @@ def test_two_processes_share_the_work(cache):
     assert all(text.endswith("whole\n") for text in said) and sum(text.count("made") for text in said) == 8
 
 
+@pytest.mark.long
 def test_killed_at_any_moment_the_next_run_is_right(cache):
     made_in_all = 0
     for wait in (.01, .12, .2):  # seconds after the first result
@@ -440,6 +441,7 @@ class Described:
     def __init__(self, prefix): self.prefix = prefix
 
 
+@pytest.mark.long
 def test_what_looks_alike_and_is_not_has_another_key():
     import torch
     days = pd.DatetimeIndex(["2026-01-01", "2026-01-02"], tz="UTC")
