@@ -20,8 +20,10 @@ export PYTHONHASHSEED ?= 0
 REPRODUCE := $(BIN)/python -m mtrouter_nb.reproduce
 CELLS := $(BIN)/nbdev_test --timing --n_workers 0 --path nbs
 
+MAIN := mtrouter_main bench_performance  # the table of each paper
+
 .DEFAULT_GOAL := help
-.PHONY: help venv reproduce test smoke code cells test-long check verify lab clean clean-cache
+.PHONY: help venv reproduce test code cells tables smoke test-long check verify lab clean clean-cache
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
@@ -37,11 +39,8 @@ reproduce: venv ## every figure and table into figures/ (ONLY=name: one; PROFILE
 	@$(REPRODUCE) --profile $(PROFILE) $(addprefix --only ,$(ONLY)) $(if $(filter-out 0,$(STRICT)),--strict) $(ARGS)
 
 # two at a time; -o: .venv is there, so that `check` is the first of them
-test: venv ## check, all export notebooks' cells, the smoke profile of reproduce, and pytest
-	@$(MAKE) --no-print-directory -j2 -o venv check smoke code cells
-
-smoke:
-	MTROUTER_WORKERS=1 $(REPRODUCE) --profile smoke --workers 1
+test: venv ## check, pytest, every export notebook's cells, and the main table of each paper on a few tasks
+	@$(MAKE) --no-print-directory -j2 -o venv check code cells tables
 
 code:
 	$(BIN)/python -m pytest -m "not long" $(addprefix --ignore ,$(CHECKED))
@@ -49,8 +48,14 @@ code:
 cells:  # in one process: nbdev's pool waits five minutes for idle workers
 	MTROUTER_WORKERS=1 $(CELLS) --skip_folder_re '^([_.]|paper)' --skip_file_re '^([_.]|tour)'
 
-test-long: test ## and the slow proofs: the tour, every figure twice, closures against a trace of what ran
+tables:
+	MTROUTER_WORKERS=1 $(REPRODUCE) --profile smoke --workers 1 $(addprefix --only ,$(MAIN))
+
+smoke: venv ## every figure on a few tasks, and the tour (CI runs it after test)
+	$(REPRODUCE) --profile smoke
 	$(CELLS) --file_glob 'tour.ipynb'
+
+test-long: test smoke ## and the slow proofs: every figure twice, closures against a trace of what ran
 	$(BIN)/python -m pytest -m long -n 2
 	$(REPRODUCE) --verify --profile smoke
 

@@ -87,7 +87,7 @@ def test_tracked_files_name_no_machine(root):
 
 
 def test_make_runs_the_cells_of_every_notebook(root):
-    """`make test` those that export, `make test-long` the tour too, whose 80 tasks take a minute to embed."""
+    "`make test` those that export, `make smoke` the tour, whose 80 tasks take a minute to embed."
     make = (root / "Makefile").read_text()
     [(folders, files)] = re.findall(r"\$\(CELLS\) --skip_folder_re '(.*)' --skip_file_re '(.*)'", make)
     found = {*globtastic(root / "nbs", file_glob="*.ipynb", skip_folder_re=folders, skip_file_re=files)}
