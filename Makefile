@@ -17,7 +17,7 @@ export TOKENIZERS_PARALLELISM ?= false
 export OMP_NUM_THREADS ?= 1
 export PYTHONHASHSEED ?= 0
 
-REPRODUCE := $(BIN)/python -m mtrouter_nb.reproduce
+REPRODUCE := $(BIN)/python -m mtrouter_nb.studio.reproduce
 CELLS := $(BIN)/nbdev_test --timing --n_workers 0 --path nbs
 
 MAIN := mtrouter_main bench_performance  # the table of each paper
@@ -76,4 +76,4 @@ clean: ## remove build/ and what tools leave behind (keeps .venv, downloaded log
 	find nbs mtrouter_nb tests tools -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
 
 clean-cache: venv ## remove everything computed, results and embeddings (keeps downloaded logs)
-	@$(BIN)/python -c "from mtrouter_nb.store import clear_cache; clear_cache()"
+	@$(BIN)/python -c "from mtrouter_nb.core.store import clear_cache; clear_cache()"

@@ -13,7 +13,7 @@ LICENSES = {"apache2": "Apache-2.0"}
 STATUSES = {"3": "3 - Alpha", "4": "4 - Beta", "5": "5 - Production/Stable"}
 readme = root / "README.md"
 package = cfg["lib_path"]
-data = f"{package}.data"  # data/ of the checkout, carried inside of the package
+data = f"{package}._data"  # data/ of the checkout, carried inside of the package
 
 setup(
     name=cfg["lib_name"],

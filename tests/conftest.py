@@ -13,8 +13,8 @@ def root() -> Path:
 @pytest.fixture(scope="session")
 def demo_world():
     "The demo log as a world that routers can read."
-    from mtrouter_nb.demo import load_demo
-    from mtrouter_nb.history import HistoryEncoder, TextEncoder
-    from mtrouter_nb.pool import demo_pool
-    from mtrouter_nb.worlds import ReplayWorld
+    from mtrouter_nb.data.demo import load_demo
+    from mtrouter_nb.multi_turn.history import HistoryEncoder, TextEncoder
+    from mtrouter_nb.data.pool import demo_pool
+    from mtrouter_nb.multi_turn.replay import ReplayWorld
     return ReplayWorld(load_demo(), demo_pool(), HistoryEncoder(TextEncoder(progress=False)))

@@ -9,13 +9,14 @@ import pytest
 from sklearn.linear_model import Ridge
 from sklearn.metrics import roc_auc_score
 
-from mtrouter_nb import ablations
-from mtrouter_nb.ablations import VARIANTS, FixedModelsEstimator, Fold, ablation_auc, ablation_differences
-from mtrouter_nb.ablations import ablation_predictions, ablation_study
-from mtrouter_nb.estimator import EstimatorConfig, OutcomeEstimator, training_set
-from mtrouter_nb.pool import ModelPool
-from mtrouter_nb.protocol import RIGHTS, Experiment, Results, Settings, run_split, splits
-from mtrouter_nb.turns import expected_steps
+from mtrouter_nb.analyses import ablations
+from mtrouter_nb.analyses.ablations import (VARIANTS, FixedModelsEstimator, Fold, ablation_auc, ablation_differences,
+                                            ablation_predictions, ablation_study)
+from mtrouter_nb.data.pool import ModelPool
+from mtrouter_nb.data.turns import expected_steps
+from mtrouter_nb.learners.outcome_network import EstimatorConfig
+from mtrouter_nb.multi_turn.estimator import OutcomeEstimator, training_set
+from mtrouter_nb.multi_turn.evaluation import RIGHTS, Experiment, Results, Settings, run_split, splits
 
 QUICK = Settings(folds=2, runs=1, fits=2, epochs=2, prices=(0.0,), budgets=(0.0005, 0.01), random_seeds=1,
                  weights=(0.0,))

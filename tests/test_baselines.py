@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from mtrouter_nb import baselines
-from mtrouter_nb.baselines import AvengersPro, EmbedLLM, RouterDC, cluster_loss, sample_llm_loss
-from mtrouter_nb.protocol import ALL_RIGHTS, SMOKE, _episode_level, splits
-from mtrouter_nb.rollout import roll
-from mtrouter_nb.routers import EpisodeRouter, HindsightOracle
-from mtrouter_nb.worlds import MATCHED
+from mtrouter_nb.learners import embedding_routers as baselines
+from mtrouter_nb.learners.embedding_routers import AvengersPro, EmbedLLM, RouterDC, cluster_loss, sample_llm_loss
+from mtrouter_nb.multi_turn.evaluation import ALL_RIGHTS, SMOKE, _episode_level, splits
+from mtrouter_nb.multi_turn.replay import MATCHED
+from mtrouter_nb.multi_turn.rollout import roll
+from mtrouter_nb.multi_turn.routers import EpisodeRouter, HindsightOracle
 
 KINDS = [lambda **k: EmbedLLM(dim=64, epochs=60, **k), lambda **k: RouterDC(steps=100, **k), AvengersPro]
 IDS = ["EmbedLLM", "RouterDC", "Avengers-Pro"]
@@ -65,7 +65,7 @@ def test_embedllm_learns_by_the_cross_entropy_of_its_written_network():
     score[:, 1][::3] = np.nan
     fitted = EmbedLLM(dim=16, epochs=1, noise=0.0, learning_rate=1e-9, validation=0.5).fit(vectors, score, cost)
     net, loss = fitted.network, [0.0, 0.0]
-    for part, rows in enumerate(baselines._held_out(40, 0.5, 0)):
+    for part, rows in enumerate(baselines.held_out_rows(40, 0.5, 0)):
         terms = []
         for i, m in zip(*np.nonzero(~np.isnan(score[rows]))):
             with torch.no_grad():
@@ -77,7 +77,7 @@ def test_embedllm_learns_by_the_cross_entropy_of_its_written_network():
 
 def by_hand(router, vectors, score, cost, new, alpha):
     "Avengers-Pro's utilities from the labels of its clusters, by plain loops."
-    labels = baselines._kmeans(vectors, router.clusters, router.seed).labels_
+    labels = baselines.spherical_clusters(vectors, router.clusters, router.seed).labels_
     places = []
     for c in range(labels.max() + 1):
         rows, value = labels == c, {}

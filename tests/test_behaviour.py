@@ -5,14 +5,14 @@ import pandas as pd
 import pytest
 from scipy.stats import bootstrap
 
-from mtrouter_nb.behaviour import association, describe_moves, keeping, lift, own_moves, recovery, share_difference
-from mtrouter_nb.behaviour import shares, switching
-from mtrouter_nb.metrics import ratio_difference, ratio_intervals
-from mtrouter_nb.pool import demo_pool, mint_pool
-from mtrouter_nb.protocol import Settings, cascade_moves, cascade_rows, fixed_moves, splits
-from mtrouter_nb.sources import find_mint, load_mint
-from mtrouter_nb.turns import END_REJECTED, END_STEPS, TurnLog
-from mtrouter_nb.worlds import ReplayWorld
+from mtrouter_nb.analyses.behaviour import (association, describe_moves, keeping, lift, own_moves, recovery,
+                                            share_difference, shares, switching)
+from mtrouter_nb.core.stats import ratio_difference, ratio_intervals
+from mtrouter_nb.data.pool import demo_pool, mint_pool
+from mtrouter_nb.data.sources import find_mint, load_mint
+from mtrouter_nb.data.turns import END_REJECTED, END_STEPS, TurnLog
+from mtrouter_nb.multi_turn.evaluation import Settings, cascade_moves, cascade_rows, fixed_moves, splits
+from mtrouter_nb.multi_turn.replay import ReplayWorld
 
 A, B = "grand-120b", "middle-30b"
 COMPUTE, SEARCH = "<execute> 1 </execute>", "<execute> wikipedia_search('x') </execute>"

@@ -6,13 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mtrouter_nb import bench as B
-from mtrouter_nb.agreement import AgreementCascade, plain, play
-from mtrouter_nb.bench_metrics import config_table, dataset_table
-from mtrouter_nb.outcomes import OutcomeMatrix, prompt_order_split, split
-from mtrouter_nb.single_turn import (AvengersProCurve, Choices, LogisticPerModel, NearestNeighbours, Queries, embedllm,
-                                     embedllm_published, routerdc)
-from mtrouter_nb.store import Content, reached, result_key
+from mtrouter_nb.core.store import Content, reached, result_key
+from mtrouter_nb.data.outcomes import OutcomeMatrix, prompt_order_split, split
+from mtrouter_nb.single_turn import evaluation as B
+from mtrouter_nb.single_turn.agreement_cascade import AgreementCascade, plain, play
+from mtrouter_nb.single_turn.interface import (AvengersProCurve, Choices, LogisticPerModel, NearestNeighbours,
+                                               Queries, embedllm, embedllm_published, routerdc)
+from mtrouter_nb.single_turn.metrics import config_table, dataset_table
 
 N, M = 120, 4
 MODELS = ("cheap", "gpt-4o-mini-2024-07-18", "mid", "dear")
@@ -191,7 +191,7 @@ def test_models_that_say_nothing_do_not_agree(world):
     code_of_nothing = made.choose(silent)
     assert code_of_nothing.answerer.shape == (len(made.prices), N)
     empty = pd.DataFrame(dict(a=[None, "1"], b=[None, "1"], c=["2", "3"]), dtype=object)
-    from mtrouter_nb.agreement import _codes
+    from mtrouter_nb.single_turn.agreement_cascade import _codes
     code = _codes(empty)
     assert code[0, 0] != code[0, 1] and code[1, 0] == code[1, 1]
 

@@ -7,14 +7,14 @@ import pandas as pd
 import pytest
 from scipy.stats import bootstrap, hypergeom
 
-from mtrouter_nb.bench_analyses import (Routed, accuracy_order, by_bin, clusters_of, count_bins, dataset_gain,
+from mtrouter_nb.analyses.pools import (Routed, accuracy_order, by_bin, clusters_of, count_bins, dataset_gain,
                                         estimates_of, greedy_order, interval, item_weights, latency_curves,
                                         latency_limits, latency_table, mean_of_datasets, parts_of, pick_within,
                                         pool_curves, pool_needed, pool_scores, recall_at, routed_of, short_name,
                                         solved_again, subset_means, timed, top_models, unique_solves, yardsticks)
-from mtrouter_nb.bench import bench_results, rows_of
-from mtrouter_nb.outcomes import SEEDS, from_frame
-from mtrouter_nb.single_turn import AvengersProCurve, NearestNeighbours, Queries
+from mtrouter_nb.data.outcomes import SEEDS, from_frame
+from mtrouter_nb.single_turn.evaluation import bench_results, rows_of
+from mtrouter_nb.single_turn.interface import AvengersProCurve, NearestNeighbours, Queries
 
 
 def table(n=240, models=5, repeats=1, seed=0, halves=False, datasets=3):

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mtrouter_nb import bench_metrics as bm
-from mtrouter_nb.bench_metrics import Anchors, Scores
-from mtrouter_nb.outcomes import OutcomeMatrix
+from mtrouter_nb.data.outcomes import OutcomeMatrix
+from mtrouter_nb.single_turn import metrics as bm
+from mtrouter_nb.single_turn.metrics import Anchors, Scores
 
 DATASETS = ("a", "b", "c")
 
@@ -409,7 +409,7 @@ def test_intervals_are_percentiles_of_tables_of_repeated_rows():
     _, _, scores = everything(5, n=60, missing=.05)
     anchors = Anchors.of(bm.config_table(bm.dataset_table(Scores(
         scores.configs.iloc[:4], scores.items, scores.score[:4], scores.cost[:4], 0))))
-    resamples, draws = 40, bm._draws([scores], 40, 7)
+    resamples, draws = 40, bm.item_draws([scores], 40, 7)
     again = pd.concat([values_of(resampled(scores, draws, r + 1), anchors=anchors)["value"] for r in range(resamples)],
                       axis=1)
     table = values_of(scores, resamples, anchors=anchors, seed=7)
@@ -422,7 +422,7 @@ def test_intervals_are_percentiles_of_tables_of_repeated_rows():
 
 def test_qualifying_share():
     _, _, scores = everything(5, n=60, missing=.05)
-    draws, share, names = bm._draws([scores], 50, 0), [], scores.configs["method"].tolist()
+    draws, share, names = bm.item_draws([scores], 50, 0), [], scores.configs["method"].tolist()
     for r in range(50):
         average = [mean(list(a.values())) for a in accuracies(resampled(scores, draws, r + 1)).values()]
         best = average[names.index(bm.BEST)]
@@ -463,7 +463,7 @@ def overlapping(n_seeds=3):
 
 def test_seeds_share_their_draws():
     runs = overlapping()
-    table, draws = bm.over_seeds(runs, resamples=60, seed=3), bm._draws(runs, 60, 3)
+    table, draws = bm.over_seeds(runs, resamples=60, seed=3), bm.item_draws(runs, 60, 3)
     row = table[(table["method"] == "m1") & (table["metric"] == "AvgAcc")].iloc[0]
     def average(r): return mean([mean(list(accuracies(resampled(run, draws, r))["m1", None].values())) for run in runs])
     assert row["value"] == pytest.approx(average(0)) and row["seeds"] == 3
@@ -487,7 +487,7 @@ def test_another_dataset_moves_no_draw():
     fewer = (runs[0].items["dataset"] != "c").to_numpy()
     part = Scores(runs[0].configs, runs[0].items[fewer].reset_index(drop=True), runs[0].score[:, fewer],
                   runs[0].cost[:, fewer], 0)
-    whole, less = bm._draws(runs, 5, 0), bm._draws([part], 5, 0)
+    whole, less = bm.item_draws(runs, 5, 0), bm.item_draws([part], 5, 0)
     for d in ("a", "b"): np.testing.assert_array_equal(whole[d][1], less[d][1])
 
 
@@ -495,7 +495,7 @@ def test_repeats_of_an_item_are_drawn_together():
     items = pd.DataFrame(dict(item_id=["q1", "q1", "q2", "q2"], dataset="a", repeat=[0, 1, 0, 1]))
     score = np.array([[1., 1, 0, 0]])
     run = Scores.of("m", [np.nan], score, score, items, 0, "model")
-    grid = bm._measured(run, bm._draws([run], 200, 0))
+    grid = bm._measured(run, bm.item_draws([run], 200, 0))
     assert set(np.unique(grid.accuracy[1:])) == {0, .5, 1}, "two items, so three means"
     assert abs((grid.accuracy[1:] == .5).mean() - .5) < .1
 

@@ -12,16 +12,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mtrouter_nb import benchmarks
-from mtrouter_nb.benchmarks import (ANSWER_MODELS, OUTCOME_URLS, bfcl_pool, final_answer,
-                                    find_outcomes, is_correct, list_prices, load_all, load_answers, load_outcomes,
-                                    measured_models, outcome_manifest, read_bfcl_upstream, read_mcpmark_upstream,
-                                    read_zeroeval_upstream, sample_items)
-from mtrouter_nb.outcomes import OutcomeError
-from mtrouter_nb.pool import MINT_POOL
-from mtrouter_nb.files import data_homes
-from mtrouter_nb.sources import DownloadError, find_mint, mint_models
-from mtrouter_nb.turns import LogError
+from mtrouter_nb.core.files import data_homes
+from mtrouter_nb.data import benchmarks
+from mtrouter_nb.data.benchmarks import (ANSWER_MODELS, OUTCOME_URLS, bfcl_pool, final_answer, find_outcomes,
+                                         is_correct, list_prices, load_all, load_answers, load_outcomes,
+                                         measured_models, outcome_manifest, read_bfcl_upstream, read_mcpmark_upstream,
+                                         read_zeroeval_upstream, sample_items)
+from mtrouter_nb.data.outcomes import OutcomeError
+from mtrouter_nb.data.pool import MINT_POOL
+from mtrouter_nb.data.sources import DownloadError, find_mint, mint_models
+from mtrouter_nb.data.turns import LogError
 
 READERS = {"zeroeval": read_zeroeval_upstream, "bfcl": read_bfcl_upstream, "mcpmark": read_mcpmark_upstream}
 KEYS = {"tasks": ["task_id"], "outcomes": ["model", "task_id"], "answers": ["model", "task_id"],

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from mtrouter_nb import MATCHED, ModelPool, SingleModel, demo_pool, load_demo, roll
-from mtrouter_nb.benchmarks import OUTCOME_URLS, outcome_manifest
-from mtrouter_nb.estimator import rights_features
-from mtrouter_nb.sources import mint_manifest
+from mtrouter_nb.data.benchmarks import OUTCOME_URLS, outcome_manifest
+from mtrouter_nb.data.sources import mint_manifest
+from mtrouter_nb.multi_turn.estimator import rights_features
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +102,8 @@ def test_builder_route_is_the_best_scored_model_of_the_pool(built):
 
 
 def test_single_turn_example_runs_on_a_table_as_a_user_brings_it(readme, tmp_path, monkeypatch):
-    from mtrouter_nb.benchmarks import load_outcomes
-    from mtrouter_nb.outcomes import to_frame
+    from mtrouter_nb.data.benchmarks import load_outcomes
+    from mtrouter_nb.data.outcomes import to_frame
     monkeypatch.chdir(tmp_path)
     to_frame(load_outcomes("demo")).drop(columns="repeat").to_csv("my_outcomes.csv", index=False)
     said, names = [], {}

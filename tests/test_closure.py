@@ -9,9 +9,9 @@ from statistics import median
 
 import pytest
 
-from mtrouter_nb.closure import Module, Package, installed, own_package, versions
-from mtrouter_nb.files import Digests, project_root
-from mtrouter_nb.notebooks import _cells_module, all_sources, paper_notebooks
+from mtrouter_nb.core.closure import Module, Package, installed, own_package, versions
+from mtrouter_nb.core.files import Digests, project_root
+from mtrouter_nb.studio.notebooks import _cells_module, all_sources, paper_notebooks
 
 USED = "def used(x): return {}\n"
 
@@ -161,22 +161,29 @@ def changed(copy, module, old, new, *names):
 
 
 @pytest.mark.parametrize("function, module, old, new", [
-    (("mtrouter_nb.frontiers", "_one_cascade"), "frontiers", 'variant != "per domain"', 'variant == "per domain"'),
-    (("mtrouter_nb.bench", "_fit"), "turns", "def stable_hash(", "def stable_hash(_=0, *"),
-    (("mtrouter_nb.worlds", "ReplayWorld"), "turns", "def turn_costs(", "def turn_costs(_=0, *"),
-    (("mtrouter_nb.protocol", "run_split"), "estimator", "class OutcomeEstimator", "class OtherEstimator"),
-    (("mtrouter_nb.contrast", "_compute"), "planning", "def replay_plans(", "def replay_plans(_=0, *"),
-    (("mtrouter_nb.variants", "_compute"), "variants", '"second round": (', '"third round": ('),
-    (("mtrouter_nb.defects", "_slips"), "bench_analyses", "def mean_of_datasets(", "def mean_of_datasets(_=0, *"),
+    (("mtrouter_nb.analyses.contrast", "_one_cascade"), "analyses/contrast", 'variant != "per domain"',
+     'variant == "per domain"'),
+    (("mtrouter_nb.single_turn.evaluation", "_fit"), "core/splits", "def stable_hash(",
+     "def stable_hash(_=0, *"),
+    (("mtrouter_nb.multi_turn.replay", "ReplayWorld"), "data/turns", "def turn_costs(", "def turn_costs(_=0, *"),
+    (("mtrouter_nb.multi_turn.evaluation", "run_split"), "multi_turn/estimator", "class OutcomeEstimator",
+     "class OtherEstimator"),
+    (("mtrouter_nb.analyses.contrast", "_compute"), "multi_turn/planning", "def replay_plans(",
+     "def replay_plans(_=0, *"),
+    (("mtrouter_nb.analyses.variants", "_compute"), "analyses/variants", '"second round": (', '"third round": ('),
+    (("mtrouter_nb.analyses.defects", "_slips"), "analyses/pools", "def mean_of_datasets(",
+     "def mean_of_datasets(_=0, *"),
 ])
 def test_a_stored_result_sees_the_code_that_made_it(copy, function, module, old, new):
     assert changed(copy, module, old, new, function)
 
 
 @pytest.mark.parametrize("function, module, old, new", [
-    (("mtrouter_nb.protocol", "run_split"), "frontiers", 'variant != "per domain"', 'variant == "per domain"'),
-    (("mtrouter_nb.protocol", "run_split"), "store", "def prune(", "def prune(_=0, *"),
-    (("mtrouter_nb.bench", "_fit"), "networks", "class GraphRouter", "class OtherRouter"),
+    (("mtrouter_nb.multi_turn.evaluation", "run_split"), "analyses/contrast", 'variant != "per domain"',
+     'variant == "per domain"'),
+    (("mtrouter_nb.multi_turn.evaluation", "run_split"), "core/store", "def prune(", "def prune(_=0, *"),
+    (("mtrouter_nb.single_turn.evaluation", "_fit"), "single_turn/neural", "class GraphRouter",
+     "class OtherRouter"),
 ])
 def test_and_not_the_rest(copy, function, module, old, new):
     assert not changed(copy, module, old, new, function)
@@ -216,7 +223,7 @@ def test_versions_are_those_installed(monkeypatch):
     assert f"pandas {installed('pandas')}" in versions({"pandas"}) and installed("no_such_package") is None
     assert any(line.startswith("openblas") or "mkl" in line for line in versions()), "the kernel counts"
     before = versions({"pandas"})
-    monkeypatch.setattr("mtrouter_nb.closure.installed", lambda name: "9.9")
+    monkeypatch.setattr("mtrouter_nb.core.closure.installed", lambda name: "9.9")
     assert versions({"pandas"}) != before
 
 
@@ -250,7 +257,7 @@ def audit(event, args):
 
 import matplotlib
 matplotlib.use("agg")
-import mtrouter_nb.jobs as jobs, mtrouter_nb.store as store
+import mtrouter_nb.core.jobs as jobs, mtrouter_nb.core.store as store
 inner = jobs.finished
 store.finished = jobs.finished = lambda function, todo, workers=1: inner(function, todo, 1)  # here, where it is seen
 scope = types.ModuleType("__main__").__dict__

@@ -9,18 +9,18 @@ import pytest
 from scipy import stats
 from scipy.optimize import linprog
 
-import mtrouter_nb.contrast as contrast
-from mtrouter_nb.contrast import (CASCADES, COMMITTED, PLANS, SINGLES, SMOKE_CONTRAST, ContrastSettings, Offers,
-                                  cascade_offers, committed_offers, doubted, permuted_histories, plan_offers, repriced,
-                                  run_contrast, shuffled_models, single_offers)
-from mtrouter_nb.frontiers import contrast_table, frontier, holm, per_task, waterfall
-from mtrouter_nb.planning import PlannerConfig, fit_planners, parts_of
-from mtrouter_nb.pool import demo_pool
-from mtrouter_nb.protocol import PULLS, SMOKE, Experiment, splits
-from mtrouter_nb.rollout import roll
-from mtrouter_nb.routers import Cascade, CascadeFamily, SingleModel
-from mtrouter_nb.turns import TurnLog, with_feedback
-from mtrouter_nb.worlds import DOUBLE, MATCHED, ReplayWorld
+import mtrouter_nb.analyses.contrast as contrast
+from mtrouter_nb.analyses.contrast import (CASCADES, COMMITTED, PLANS, SINGLES, SMOKE_CONTRAST, ContrastSettings,
+                                           Offers, cascade_offers, committed_offers, contrast_table, doubted,
+                                           frontier, holm, per_task, permuted_histories, plan_offers, repriced,
+                                           run_contrast, shuffled_models, single_offers, waterfall)
+from mtrouter_nb.data.pool import demo_pool
+from mtrouter_nb.data.turns import TurnLog, with_feedback
+from mtrouter_nb.multi_turn.evaluation import PULLS, SMOKE, Experiment, splits
+from mtrouter_nb.multi_turn.planning import PlannerConfig, fit_planners, parts_of
+from mtrouter_nb.multi_turn.replay import DOUBLE, MATCHED, ReplayWorld
+from mtrouter_nb.multi_turn.rollout import roll
+from mtrouter_nb.multi_turn.routers import Cascade, CascadeFamily, SingleModel
 
 QUICK = replace(SMOKE_CONTRAST, n_budgets=4)
 TABLES = ("base_row", "cost", "proposed", "length", "score", "success", "error", "seen_usd", "call_bound", "absent")

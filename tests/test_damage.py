@@ -13,11 +13,12 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from mtrouter_nb import benchmarks, files, release, sources, turns
-from mtrouter_nb.benchmarks import find_outcomes, load_answers, load_outcomes
-from mtrouter_nb.release import ReleaseError, Setting, convert_release, load_release, quality, release_files
-from mtrouter_nb.sources import DownloadError, find_mint, load_mint
-from mtrouter_nb.turns import LogError, load_turns, save_turns
+from mtrouter_nb.core import files
+from mtrouter_nb.data import benchmarks, release, sources, turns
+from mtrouter_nb.data.benchmarks import find_outcomes, load_answers, load_outcomes
+from mtrouter_nb.data.release import ReleaseError, Setting, convert_release, load_release, quality, release_files
+from mtrouter_nb.data.sources import DownloadError, find_mint, load_mint
+from mtrouter_nb.data.turns import LogError, load_turns, save_turns
 
 MODEL, MODELS = "gpt-4o-2024-08-06", ["claude-2", "gpt-4-0613"]  # its answers are kept; two of MINT
 
@@ -515,8 +516,9 @@ print(kill_at)
 '''
 
 OUTCOMES = '''
-from mtrouter_nb import benchmarks, sources
-from mtrouter_nb.sources import DownloadError
+from mtrouter_nb.data import benchmarks
+from mtrouter_nb.data import sources
+from mtrouter_nb.data.sources import DownloadError
 root = Path(sys.argv[1]) / "place"
 os.environ["MTROUTER_CACHE"] = str(root)
 benchmarks.data_homes = lambda: [root]
@@ -527,7 +529,7 @@ def work():
 '''
 
 RELEASE = '''
-from mtrouter_nb.release import Setting, convert_release, load_release
+from mtrouter_nb.data.release import Setting, convert_release, load_release
 root = Path(sys.argv[1]) / "place"
 def work():
     convert_release(root, root / "out", workers=1, progress=False)

@@ -5,13 +5,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mtrouter_nb import defects as D
-from mtrouter_nb.baselines import EmbedLLM
-from mtrouter_nb.bench import rows_of
-from mtrouter_nb.bench_analyses import mean_of_datasets
-from mtrouter_nb.networks import GraphRouter, ModelSAT
-from mtrouter_nb.outcomes import OutcomeMatrix
-from mtrouter_nb.single_turn import Queries, Utility, routerdc
+from mtrouter_nb.analyses import defects as D
+from mtrouter_nb.analyses.pools import mean_of_datasets
+from mtrouter_nb.data.outcomes import OutcomeMatrix
+from mtrouter_nb.learners.embedding_routers import EmbedLLM
+from mtrouter_nb.single_turn.evaluation import rows_of
+from mtrouter_nb.single_turn.interface import Queries, Utility, routerdc
+from mtrouter_nb.single_turn.neural import GraphRouter, ModelSAT
 
 N, M, SEED = 160, 4, 42
 SMALL = {"RouterDC": routerdc,

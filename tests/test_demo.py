@@ -3,11 +3,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mtrouter_nb.demo import DEMO_SKILL, MAX_PROPOSALS, MAX_TURNS, load_demo, make_demo, true_success
-from mtrouter_nb.files import data_dir
-from mtrouter_nb.pool import demo_pool
-from mtrouter_nb.turns import (END_REJECTED, END_STEPS, error_severity, has_countdown, proposes, save_turns,
-                               strip_countdown)
+from mtrouter_nb.core.files import data_dir
+from mtrouter_nb.core.text import has_countdown, strip_countdown
+from mtrouter_nb.data.demo import DEMO_SKILL, MAX_PROPOSALS, MAX_TURNS, load_demo, make_demo, true_success
+from mtrouter_nb.data.pool import demo_pool
+from mtrouter_nb.data.turns import END_REJECTED, END_STEPS, error_severity, proposes, save_turns
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from test_builder import blocks, write_own
 
 from mtrouter_nb import demo_pool, load_demo, load_outcomes, mint_pool
 from mtrouter_nb.api import _HOME
-from mtrouter_nb.files import data_dir, in_checkout, project_root
+from mtrouter_nb.core.files import data_dir, in_checkout, project_root
 
 BUILT_FROM = ("mtrouter_nb", "data", "setup.py", "pyproject.toml", "settings.ini", "MANIFEST.in", "README.md",
               "LICENSE", "NOTICE")
@@ -97,9 +97,9 @@ from importlib import import_module
 import matplotlib.pyplot as plt, pandas as pd
 import mtrouter_nb
 from mtrouter_nb import *
-from mtrouter_nb.files import in_checkout
+from mtrouter_nb.core.files import in_checkout
 
-for module in pkgutil.iter_modules(mtrouter_nb.__path__): import_module(f"mtrouter_nb.{module.name}")
+for module in pkgutil.walk_packages(mtrouter_nb.__path__, "mtrouter_nb."): import_module(module.name)
 names, data = sorted(globals()), pd.DataFrame(dict(x=[1], evidence="logged"))
 drawn = save_figure(plt.figure(), "mine", data, "figures", evidence="logged", caption="Mine.")
 claim("mine.claim", 1, 2, verdict="fails")
@@ -136,15 +136,15 @@ def seen(root, site, strangers, own):
 
 def test_the_wheel_carries_every_small_file(root, site):
     files = {p.relative_to(root / "data") for p in (root / "data").rglob("[!.]*") if p.is_file()}
-    carried = site / "mtrouter_nb" / "data"
+    carried = site / "mtrouter_nb" / "_data"
     assert {p.relative_to(carried) for p in carried.rglob("*") if p.is_file()} == files
     assert not [f for f in files if (root / "data" / f).read_bytes() != (carried / f).read_bytes()]
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(root, wheel):
     about = {name for name in inside(wheel) if ".dist-info/" in name}
-    modules = {f"mtrouter_nb/{p.name}" for p in (root / "mtrouter_nb").glob("*.py")}
-    assert modules == {name for name in inside(wheel) - about if not name.startswith("mtrouter_nb/data/")}
+    modules = {p.relative_to(root).as_posix() for p in (root / "mtrouter_nb").rglob("*.py")}
+    assert modules == {name for name in inside(wheel) - about if not name.startswith("mtrouter_nb/_data/")}
     assert {Path(name).name for name in about} >= {"LICENSE", "NOTICE"}
 
 
@@ -168,7 +168,7 @@ def test_the_wheel_asks_for_the_requirements_of_settings(root, installed):
 # what it does
 
 def test_every_module_comes_from_the_wheel(seen, site):
-    assert len(seen["homes"]) == len(list((site / "mtrouter_nb").glob("*.py")))
+    assert len(seen["homes"]) == len(list((site / "mtrouter_nb").rglob("*.py")))
     assert all(Path(home).is_relative_to(site) for home in seen["homes"]) and not seen["checkout"]
 
 
@@ -203,6 +203,6 @@ def test_the_checkout_uses_its_own_data(root, monkeypatch):
 
 
 def test_an_unpacked_source_is_no_checkout_but_has_its_data(tree, tmp_path):
-    code = "from mtrouter_nb.files import *; print(data_dir(), in_checkout(), project_root(), sep='|')"
+    code = "from mtrouter_nb.core.files import *; print(data_dir(), in_checkout(), project_root(), sep='|')"
     said = python("-X", "utf8", "-c", code, cwd=tmp_path, PYTHONPATH=str(tree), MTROUTER_ROOT=None).strip().split("|")
     assert said == [str(tree / "data"), "False", str(tmp_path)]

@@ -17,8 +17,8 @@ import psutil
 import pytest
 from threadpoolctl import threadpool_info
 
-from mtrouter_nb import jobs
-from mtrouter_nb.jobs import SCHEDULER, JobsError, finished, one_thread, run_jobs, scheduler
+from mtrouter_nb.core import jobs
+from mtrouter_nb.core.jobs import SCHEDULER, JobsError, finished, one_thread, run_jobs, scheduler
 
 
 @pytest.fixture(autouse=True)
@@ -82,15 +82,15 @@ def arrivals(travels, number):
 
 
 def rolled(world, seed):
-    from mtrouter_nb.rollout import roll
-    from mtrouter_nb.routers import RandomRouter
-    from mtrouter_nb.worlds import OPEN
+    from mtrouter_nb.multi_turn.rollout import roll
+    from mtrouter_nb.multi_turn.routers import RandomRouter
+    from mtrouter_nb.multi_turn.replay import OPEN
     rollout = roll(world, RandomRouter(), np.arange(len(world.tasks)), OPEN, seed)
     return [frame.to_parquet() for frame in (rollout.episodes, rollout.moves)]
 
 
 def fitted(data, pool, seed):
-    from mtrouter_nb.estimator import EstimatorConfig, OutcomeEstimator, PerModelRidge
+    from mtrouter_nb.multi_turn.estimator import EstimatorConfig, OutcomeEstimator, PerModelRidge
     network = OutcomeEstimator(pool, EstimatorConfig(epochs=2, seed=seed)).fit(data)
     said = [*network.predict(data.x), *PerModelRidge(pool).fit(data).predict(data.x)]
     return [a.tobytes() for a in [*said, *(w.numpy() for w in network.network.state_dict().values())]]
@@ -171,7 +171,7 @@ def test_every_job_has_one_thread(workers, monkeypatch):
 
 
 def test_libraries_that_are_loaded_inside_have_one_thread(root):
-    code = ("import sys, mtrouter_nb.jobs as j\n"
+    code = ("import sys, mtrouter_nb.core.jobs as j\n"
             "assert not {'torch', 'pandas', 'sklearn', 'distributed'} & set(sys.modules)\n"
             "with j.one_thread():\n"
             "    import torch, threadpoolctl\n"
@@ -192,7 +192,7 @@ def test_one_thread_puts_threads_back_after_a_failure():
 @pytest.mark.skipif(os.name != "posix", reason="Ctrl-C in a terminal is a signal to a process group")
 @pytest.mark.parametrize("wait", [0.1, 1.5])  # while workers start, and while they work
 def test_an_interrupt_ends_all_at_once(wait, root):
-    code = ("import time; from mtrouter_nb.jobs import run_jobs; print('here', flush=True)\n"
+    code = ("import time; from mtrouter_nb.core.jobs import run_jobs; print('here', flush=True)\n"
             "run_jobs(time.sleep, [(20,)] * 4, 'naps', progress=False)")
     caller = subprocess.Popen([sys.executable, "-c", code], cwd=root, text=True, start_new_session=True,
                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -371,8 +371,8 @@ def test_what_jobs_share_travels_once(machines):
 
 @pytest.mark.long
 def test_a_rollout_and_a_fit_give_the_same_bytes_everywhere(machines, demo_world):
-    from mtrouter_nb.estimator import training_set
-    from mtrouter_nb.turns import expected_steps
+    from mtrouter_nb.multi_turn.estimator import training_set
+    from mtrouter_nb.data.turns import expected_steps
     log, pool = demo_world.log, demo_world.pool
     data = training_set(log, pool, demo_world.encoder, expected_steps(log, log.tasks["task_id"]))
     work = [(rolled, [(demo_world, seed) for seed in (1, 2)]), (fitted, [(data, pool, seed) for seed in (1, 2)])]

@@ -7,13 +7,14 @@ from scipy.spatial.distance import pdist, squareform
 from scipy.stats import spearmanr
 from sklearn.decomposition import PCA
 
-from mtrouter_nb import model_embeddings
-from mtrouter_nb.estimator import EstimatorConfig
-from mtrouter_nb.model_embeddings import (AttributesOnly, distances_of, embedding_study, halves, mantel, model_vectors,
-                                          neighbour_agreement, outcome_agreement, profile_distance, project,
-                                          prompt_rows, rank_correlation, seed_stability, small_maps, vectors_of)
-from mtrouter_nb.pool import MINT_POOL
-from mtrouter_nb.sources import find_mint, load_log, mint_models, pool_of
+from mtrouter_nb.analyses import model_embeddings
+from mtrouter_nb.analyses.model_embeddings import (AttributesOnly, distances_of, embedding_study, halves, mantel,
+                                                   model_vectors, neighbour_agreement, outcome_agreement,
+                                                   profile_distance, project, prompt_rows, rank_correlation,
+                                                   seed_stability, small_maps, vectors_of)
+from mtrouter_nb.data.pool import MINT_POOL
+from mtrouter_nb.data.sources import find_mint, load_log, mint_models, pool_of
+from mtrouter_nb.learners.outcome_network import EstimatorConfig
 
 QUICK = EstimatorConfig(batch_size=128, epochs=3)
 

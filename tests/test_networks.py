@@ -8,11 +8,11 @@ import torch
 from sklearn.preprocessing import normalize
 from torch_geometric.nn import GeneralConv
 
-from mtrouter_nb.networks import (GraphRouter, ModelSAT, MTRouterSingle, _Graph, _satisfaction_loss, accuracies,
-                                  best_of, scaled_cost, seen_features)
-from mtrouter_nb.outcomes import OutcomeMatrix, split
-from mtrouter_nb.pool import ModelPool, UnknownModel
-from mtrouter_nb.single_turn import Queries
+from mtrouter_nb.data.outcomes import OutcomeMatrix, split
+from mtrouter_nb.data.pool import ModelPool, UnknownModel
+from mtrouter_nb.single_turn.interface import Queries
+from mtrouter_nb.single_turn.neural import (GraphRouter, MTRouterSingle, ModelSAT, _Graph, _satisfaction_loss,
+                                            accuracies, best_of, scaled_cost, seen_features)
 
 KINDS = [ModelSAT, lambda **k: GraphRouter(steps=100, **k), MTRouterSingle]  # as far as it takes to see what changes
 IDS = ["MODEL-SAT", "GraphRouter", "MTRouter"]

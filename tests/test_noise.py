@@ -6,12 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import mtrouter_nb.noise as noise
-from mtrouter_nb.noise import (CEILING, SMOKE_NOISE, BetaBinomial, LowRank, all_fail, best_fixed_set, ceiling, errors,
-                               greedy, half_splits, held_out_likelihood, known_truth, leave_one_run_out, miss,
-                               naive_oracle, noise_results, noise_table, pooled_oracle, repeats_of, retry_or_others,
-                               retry_table, shared_luck, simulated_odds, simulated_repeats)
-from mtrouter_nb.outcomes import OutcomeError, from_frame
+import mtrouter_nb.analyses.noise as noise
+from mtrouter_nb.analyses.noise import (CEILING, SMOKE_NOISE, BetaBinomial, LowRank, all_fail, best_fixed_set,
+                                        ceiling, errors, greedy, half_splits, held_out_likelihood, known_truth,
+                                        leave_one_run_out, miss, naive_oracle, noise_results, noise_table,
+                                        pooled_oracle, repeats_of, retry_or_others, retry_table, shared_luck,
+                                        simulated_odds, simulated_repeats)
+from mtrouter_nb.data.outcomes import OutcomeError, from_frame
 
 
 @pytest.fixture(scope="module")

@@ -40,7 +40,7 @@ def differing(root, copy, files):
 
 
 def test_export_gives_no_diff(root, copy):
-    files = {p.relative_to(base) for base in (root, copy) for p in (base / "mtrouter_nb").glob("*.py")}
+    files = {p.relative_to(base) for base in (root, copy) for p in (base / "mtrouter_nb").rglob("*.py")}
     files.add(Path("pyproject.toml"))
     assert not differing(root, copy, sorted(files)), "run nbdev_export: modules do not follow from the notebooks"
 
@@ -70,8 +70,8 @@ def test_paper_notebooks_keep_their_form(root):
 
 
 def test_every_module_has_its_notebook(root):
-    for path in sorted((root / "mtrouter_nb").glob("[!_]*.py")):
-        source = re.search(r"File to edit: \.\./(nbs/\S+\.ipynb)", path.read_text())
+    for path in sorted((root / "mtrouter_nb").rglob("[!_]*.py")):
+        source = re.search(r"File to edit: (?:\.\./)+(nbs/\S+\.ipynb)", path.read_text())
         assert source and (root / source[1]).exists(), f"{path.name} is not the export of a notebook"
 
 

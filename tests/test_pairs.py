@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from mtrouter_nb import pairs
-from mtrouter_nb.outcomes import OutcomeError, OutcomeMatrix
-from mtrouter_nb.pairs import Cascade, FrugalGPT, HybridLLM, RouteLLM, answer_embeddings, choose_pair, within
-from mtrouter_nb.single_turn import LacksInput, Queries
+from mtrouter_nb.data.outcomes import OutcomeError, OutcomeMatrix
+from mtrouter_nb.single_turn import two_model as pairs
+from mtrouter_nb.single_turn.interface import LacksInput, Queries
+from mtrouter_nb.single_turn.two_model import (Cascade, FrugalGPT, HybridLLM, RouteLLM, answer_embeddings,
+                                               choose_pair, within)
 
 KINDS = [HybridLLM, RouteLLM, FrugalGPT, lambda **k: FrugalGPT(sees_answer=False, **k)]
 IDS = ["HybridLLM", "RouteLLM", "FrugalGPT", "blind FrugalGPT"]
@@ -170,8 +171,8 @@ def test_routellm_trains_as_the_original_does():
     battles = [i for i in range(300) if matrix.score[i, 0] != matrix.score[i, 1]]
     winner = torch.tensor([0 if matrix.score[i, 1] > matrix.score[i, 0] else 1 for i in battles])  # 0: the strong one
     q = torch.from_numpy(queries.embeddings[battles])
-    train, held = (torch.from_numpy(rows) for rows in pairs._held_out(len(battles), 0.05, 0))
-    with pairs._seeded(0):
+    train, held = (torch.from_numpy(rows) for rows in pairs.held_out_rows(len(battles), 0.05, 0))
+    with pairs.seeded(0):
         table, classify = nn.Embedding.from_pretrained(torch.randn(2, 8), freeze=False), nn.Linear(8, 1, bias=False)
         optimizer = torch.optim.Adam([table.weight, classify.weight], lr=3e-4, weight_decay=1e-5)
 

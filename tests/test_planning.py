@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from sklearn.ensemble import ExtraTreesRegressor
 
-from mtrouter_nb.planning import (PARTS, ContinuationForest, ContinuationRidge, Continuations, StickyRandom,
-                                  all_plans, replay_plans, situation, visit)
-from mtrouter_nb.rollout import roll
-from mtrouter_nb.routers import RandomRouter
-from mtrouter_nb.worlds import DOUBLE, MATCHED, OPEN
+from mtrouter_nb.multi_turn.planning import (PARTS, ContinuationForest, ContinuationRidge, Continuations,
+                                             StickyRandom, all_plans, replay_plans, situation, visit)
+from mtrouter_nb.multi_turn.replay import DOUBLE, MATCHED, OPEN
+from mtrouter_nb.multi_turn.rollout import roll
+from mtrouter_nb.multi_turn.routers import RandomRouter
 
 def follow(plan):
     "A function view -> model of the plan's next turn: it leaves a model for good, and counts only its own leg."

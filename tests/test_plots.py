@@ -9,13 +9,13 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from mtrouter_nb import plots
-from mtrouter_nb.files import write_atomic
+from mtrouter_nb.core.files import write_atomic
+from mtrouter_nb.studio import plots
 
 DRAW = """
 import matplotlib; matplotlib.use("agg")
 import matplotlib.pyplot as plt, pandas as pd, sys
-from mtrouter_nb import plots
+from mtrouter_nb.studio import plots
 plots.use_style()
 data = pd.DataFrame(dict(x=[1, 2, 3], y=[.1, .35, .3], name=["GPT-5", "MTRouter", "other"], evidence="simulated"))
 fig, ax = plt.subplots()

@@ -3,9 +3,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mtrouter_nb.files import data_dir, data_homes
-from mtrouter_nb.pool import FEATURES, MINT_POOL, ModelPool, UnknownModel, demo_pool, mint_pool, size_bucket_price
-from mtrouter_nb.sources import mint_models
+from mtrouter_nb.core.files import data_dir, data_homes
+from mtrouter_nb.data.pool import FEATURES, MINT_POOL, ModelPool, UnknownModel, demo_pool, mint_pool, size_bucket_price
+from mtrouter_nb.data.sources import mint_models
 
 PRICES = ["input_usd_per_mtok", "output_usd_per_mtok"]
 

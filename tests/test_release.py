@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mtrouter_nb.outcomes import VALUES, OutcomeError
-from mtrouter_nb.release import (PERF_COST, PERFORMANCE, QUIRKS, ReleaseError, Setting, convert_release, load_release,
-                                 openrouter_choices, quality, release_files, write_synthetic_release)
+from mtrouter_nb.data.outcomes import VALUES, OutcomeError
+from mtrouter_nb.data.release import (PERFORMANCE, PERF_COST, QUIRKS, ReleaseError, Setting, convert_release,
+                                      load_release, openrouter_choices, quality, release_files,
+                                      write_synthetic_release)
 
 KEYS = ["dataset", "split", "model", "kind", "count"]
 
@@ -323,7 +324,7 @@ def test_records_may_stand_before_the_header(tmp_path):
 PEAK = """
 import re, sys
 from pathlib import Path
-from mtrouter_nb.release import _convert_file
+from mtrouter_nb.data.release import _convert_file
 base = Path(sys.argv[1])
 (base / "out/rows").mkdir(parents=True); (base / "out/prompts").mkdir()
 assert _convert_file(next(base.rglob("*.json")), base, base / "out") == ""

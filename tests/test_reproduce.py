@@ -11,15 +11,15 @@ import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from mtrouter_nb import claims, reproduce
-from mtrouter_nb.files import Digests
-from mtrouter_nb.reproduce import Logs
+from mtrouter_nb.core.files import Digests
+from mtrouter_nb.studio import claims, reproduce
+from mtrouter_nb.studio.reproduce import Logs
 
 PARAMETERS = 'PROFILE = "full"\nSOURCE = "auto"\nOUT = "figures"\nEVIDENCE = "{}"'
 FIGURE = """
 import matplotlib.pyplot as plt, pandas as pd
-from mtrouter_nb.plots import save_figure, use_style
-from mtrouter_nb.claims import claim
+from mtrouter_nb.studio.plots import save_figure, use_style
+from mtrouter_nb.studio.claims import claim
 use_style()
 fig, ax = plt.subplots(figsize=(2, 1))
 ax.plot([1, 2])
@@ -338,7 +338,7 @@ def test_a_damaged_state_or_sidecar_is_made_again(project, capsys):
 def test_no_change_starts_nothing_and_imports_nothing_heavy(project, monkeypatch):
     write(project, "one", figure("one"))
     assert reproduce.main([]) == 0
-    code = ("import sys\nfrom mtrouter_nb.reproduce import main\nassert main([]) == 0\n"
+    code = ("import sys\nfrom mtrouter_nb.studio.reproduce import main\nassert main([]) == 0\n"
             "print(sorted({'torch', 'pandas', 'papermill', 'matplotlib', 'joblib'} & set(sys.modules)))")
     done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, cwd=project)
     assert done.stdout.splitlines() == ["  unchanged  figures/one", "[]"], done.stderr
@@ -490,8 +490,8 @@ def test_parameters_that_are_none_are_one_sentence(project, capsys, line, says):
 def test_kernels_of_a_killed_runner_write_nothing_more(project):
     late = f"import time, pathlib\npathlib.Path('{project}/began').write_text('')\ntime.sleep(4)\n"
     for name in ("one", "two"): write(project, name, late + f"pathlib.Path('{project}/late').write_text('')")
-    process = subprocess.Popen([sys.executable, "-m", "mtrouter_nb.reproduce"], cwd=project, stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, "-m", "mtrouter_nb.studio.reproduce"], cwd=project,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not (project / "began").exists(): time.sleep(.1)
     process.kill()
     process.wait()
@@ -501,7 +501,7 @@ def test_kernels_of_a_killed_runner_write_nothing_more(project):
 
 def test_outside_of_a_checkout_it_says_so(tmp_path):
     env = {k: v for k, v in os.environ.items() if k != "MTROUTER_ROOT"} | dict(MTROUTER_ROOT=str(tmp_path))
-    done = subprocess.run([sys.executable, "-m", "mtrouter_nb.reproduce"], cwd=tmp_path, env=env, text=True,
+    done = subprocess.run([sys.executable, "-m", "mtrouter_nb.studio.reproduce"], cwd=tmp_path, env=env, text=True,
                           capture_output=True)
     assert done.returncode == 2 and "inside a checkout" in done.stderr and not done.stdout
 
@@ -510,7 +510,7 @@ def test_outside_of_a_checkout_it_says_so(tmp_path):
 def test_ctrl_c_is_one_sentence_and_the_next_run_goes_on(project, capsys):
     write(project, "a_quick", figure("a_quick"))
     write(project, "slow", "import time\ntime.sleep(60)")
-    process = subprocess.Popen([sys.executable, "-m", "mtrouter_nb.reproduce"], cwd=project, text=True,
+    process = subprocess.Popen([sys.executable, "-m", "mtrouter_nb.studio.reproduce"], cwd=project, text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
     for line in process.stdout:
         if "made  figures/a_quick" in line: break

@@ -5,16 +5,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mtrouter_nb import sensitivity
-from mtrouter_nb.history import HistoryEncoder, RunningHistory, TextEncoder
-from mtrouter_nb.pool import demo_pool
-from mtrouter_nb.protocol import SMOKE, Experiment, Settings, splits
-from mtrouter_nb.rollout import random_trajectories, roll
-from mtrouter_nb.routers import Cascade, CascadeFamily, SingleModel, choose_cascade
-from mtrouter_nb.sensitivity import (ByGroup, RecentHistory, StaticEncoder, budget_unit, contrast, curve_rows,
-                                     domain_cascade, grow_pool, history_study, learning_curve, mean_of_fits, played,
-                                     pool_rows, pool_study, quick)
-from mtrouter_nb.worlds import MATCHED, OPEN, ReplayWorld
+from mtrouter_nb.analyses import sensitivity
+from mtrouter_nb.analyses.sensitivity import (ByGroup, RecentHistory, StaticEncoder, budget_unit, contrast,
+                                              curve_rows, domain_cascade, grow_pool, history_study, learning_curve,
+                                              mean_of_fits, played, pool_rows, pool_study, quick)
+from mtrouter_nb.core.encoders import TextEncoder
+from mtrouter_nb.data.pool import demo_pool
+from mtrouter_nb.multi_turn.evaluation import SMOKE, Experiment, Settings, splits
+from mtrouter_nb.multi_turn.history import HistoryEncoder, RunningHistory
+from mtrouter_nb.multi_turn.replay import MATCHED, OPEN, ReplayWorld
+from mtrouter_nb.multi_turn.rollout import random_trajectories, roll
+from mtrouter_nb.multi_turn.routers import Cascade, CascadeFamily, SingleModel, choose_cascade
 
 FEW = replace(SMOKE, epochs=2)
 

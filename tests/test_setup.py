@@ -89,7 +89,7 @@ def test_one_version_everywhere(root, settings):
 def test_package_needs_only_its_requirements(root, settings):
     """What a module imports at its top must install with the package, without the development tools."""
     allowed = {canonicalize_name(Requirement(r).name) for r in settings["requirements"].split()} | {"mtrouter-nb"}
-    for path in sorted((root / "mtrouter_nb").glob("*.py")):
+    for path in sorted((root / "mtrouter_nb").rglob("*.py")):
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.Import):
                 names = [a.name for a in node.names]

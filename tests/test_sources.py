@@ -12,12 +12,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from mtrouter_nb import sources
-from mtrouter_nb.pool import MINT_POOL, demo_pool
-from mtrouter_nb.files import cache_dir, data_homes
-from mtrouter_nb.sources import (DownloadError, download_files, download_mint, find_mint, load_log, load_mint,
-                                 mint_manifest, mint_models, pool_of, read_mint_upstream, sample_tasks)
-from mtrouter_nb.turns import LogError, TurnLog, proposes
+from mtrouter_nb.core.files import cache_dir, data_homes
+from mtrouter_nb.data import sources
+from mtrouter_nb.data.pool import MINT_POOL, demo_pool
+from mtrouter_nb.data.sources import (DownloadError, download_files, download_mint, find_mint, load_log, load_mint,
+                                      mint_manifest, mint_models, pool_of, read_mint_upstream, sample_tasks)
+from mtrouter_nb.data.turns import LogError, TurnLog, proposes
 
 PROVEN = ["Meta-Llama-3-70B-Instruct", "Meta-Llama-3-8B-Instruct", "gpt-4-0613"]
 

@@ -20,11 +20,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mtrouter_nb import closure, store
-from mtrouter_nb.files import project_root
-from mtrouter_nb.history import TextEncoder
-from mtrouter_nb.store import Content, UnknownContent, packed, result_key, stored, stored_all, unpacked
-from mtrouter_nb.vectors import EmbeddingCache, folder_digest, text_key
+from mtrouter_nb.core import closure, store
+from mtrouter_nb.core.encoders import TextEncoder
+from mtrouter_nb.core.files import project_root
+from mtrouter_nb.core.store import Content, UnknownContent, packed, result_key, stored, stored_all, unpacked
+from mtrouter_nb.core.vectors import EmbeddingCache, folder_digest, text_key
 
 
 @pytest.fixture(autouse=True)
@@ -104,7 +104,7 @@ def process(tmp_path, monkeypatch):
     for function in known: function.cache_clear()
 
 
-NAME = "mtrouter_nb.metrics", "bootstrap_intervals"
+NAME = "mtrouter_nb.core.stats", "bootstrap_intervals"
 
 
 def test_what_code_reaches_is_read_once(process, cache, monkeypatch):
@@ -117,7 +117,7 @@ def test_what_code_reaches_is_read_once(process, cache, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setenv("MTROUTER_CACHE", str(cache))
     text = kept.read_text()
-    for harm in (text[:40], "[1]", text.replace("mtrouter_nb.metrics", "mtrouter_nb.metric", 1)):
+    for harm in (text[:40], "[1]", text.replace("mtrouter_nb.core.stats", "mtrouter_nb.core.stat", 1)):
         kept.write_text(harm)
         process()
         with warnings.catch_warnings():
@@ -126,7 +126,7 @@ def test_what_code_reaches_is_read_once(process, cache, monkeypatch):
 
 
 def test_what_was_read_once_does_not_outlive_an_edit(process, cache, monkeypatch):
-    path = process() / "metrics.py"
+    path = process() / "core" / "stats.py"
     text, first = path.read_text(), store.code_key(NAME)
     path.write_text(text.replace("[2.5, 97.5]", "[5, 95]"))
     process()
@@ -253,7 +253,7 @@ def test_a_cache_that_cannot_be_written_is_read(cache, monkeypatch):
 
     def refuse(*_, **__): raise PermissionError(13, "Permission denied")
     for name in ("mkdir", "unlink"): monkeypatch.setattr(Path, name, refuse)
-    monkeypatch.setattr("mtrouter_nb.files.FileLock", refuse)
+    monkeypatch.setattr("mtrouter_nb.core.files.FileLock", refuse)
     monkeypatch.setattr(os, "utime", refuse)
     os.environ["RAN"] = ""
     assert len(stored(made, 2)) == 2 and os.environ["RAN"] == ""
@@ -261,8 +261,8 @@ def test_a_cache_that_cannot_be_written_is_read(cache, monkeypatch):
 
 RUN = """
 import sys, time
-from mtrouter_nb import closure, store
-from mtrouter_nb.store import stored_all
+from mtrouter_nb.core import closure, store
+from mtrouter_nb.core.store import stored_all
 import numpy as np, pandas as pd
 def slow(n):
     time.sleep(.05)
@@ -303,14 +303,14 @@ def test_killed_at_any_moment_the_next_run_is_right(cache):
 
 EDITED = """
 import os, sys, time
-from mtrouter_nb import metrics
-from mtrouter_nb.store import stored
+from mtrouter_nb.multi_turn import metrics
+from mtrouter_nb.core.store import stored
 import numpy as np, warnings
 path = metrics.__file__
 os.utime(path, (time.time() + 5, time.time() + 5))
 with warnings.catch_warnings(record=True) as said:
     warnings.simplefilter("always")
-    from mtrouter_nb.files import cache_dir
+    from mtrouter_nb.core.files import cache_dir
     stored(np.ones, 3)
 print(len([*cache_dir().rglob("*.zip")]), [str(w.message) for w in said])
 """
@@ -388,7 +388,7 @@ def test_vectors_that_cannot_be_kept_are_said_once(tmp_path, monkeypatch):
 
 SCRIPT = """
 import sys
-from mtrouter_nb.store import stored
+from mtrouter_nb.core.store import stored
 from helper import g
 def f(x): return g(x)
 if __name__ == "__main__":
@@ -468,7 +468,7 @@ def test_what_looks_alike_and_is_not_has_another_key():
 
 
 def test_a_wrapper_is_not_what_it_wraps():
-    from mtrouter_nb import pool
+    from mtrouter_nb.data import pool
 
     def wrapped(times):
         @functools.wraps(pool.demo_pool)
@@ -527,7 +527,7 @@ def test_an_encoder_of_ones_own_is_known_by_its_settings():
 
 MADE = """
 import sys
-from mtrouter_nb.store import stored
+from mtrouter_nb.core.store import stored
 import helper
 
 def make(kind):
@@ -580,7 +580,7 @@ def test_functions_made_at_one_place_differ(tmp_path):
 
 LATE = """
 from importlib import import_module
-from mtrouter_nb.store import stored
+from mtrouter_nb.core.store import stored
 import helpers, sub.deep
 def f(x):
     from late import g
@@ -614,7 +614,7 @@ def test_local_modules_count_that_are_loaded_later_or_from_folders(tmp_path):
 def test_a_local_module_that_changes_while_a_process_runs_leaves_nothing_behind(tmp_path):
     wrote(tmp_path, helper="def g(x): return x + 1\n", script="""
 import pathlib, sys
-from mtrouter_nb.store import stored
+from mtrouter_nb.core.store import stored
 from helper import g
 def f(x): return g(x)
 if len(sys.argv) > 1: pathlib.Path("helper.py").write_text("def g(x): return x + 100\\n")

@@ -5,14 +5,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mtrouter_nb.demo import load_demo
-from mtrouter_nb.pool import ModelPool, demo_pool
-from mtrouter_nb.sources import find_mint, load_mint
-from mtrouter_nb.turns import (END_ERROR, END_REJECTED, END_STEPS, MINT_RULES, SCHEMA_VERSION, SCIENCEWORLD_RULES,
-                               SEVERITY, LogError, TurnLog, annealed_error_cost, error_severity, expected_steps,
-                               has_countdown, holdout, leave_one_domain_out, load_turns, match_errors, outcome_targets,
-                               proposes, save_turns, stratified_folds, strip_countdown, turn_costs, turn_error_costs,
-                               with_feedback)
+from mtrouter_nb.core.splits import holdout, leave_one_domain_out, stratified_folds
+from mtrouter_nb.core.text import has_countdown, strip_countdown
+from mtrouter_nb.data.demo import load_demo
+from mtrouter_nb.data.pool import ModelPool, demo_pool
+from mtrouter_nb.data.sources import find_mint, load_mint
+from mtrouter_nb.data.turns import (END_ERROR, END_REJECTED, END_STEPS, MINT_RULES, SCHEMA_VERSION,
+                                    SCIENCEWORLD_RULES, SEVERITY, LogError, TurnLog, annealed_error_cost,
+                                    error_severity, expected_steps, load_turns, match_errors, outcome_targets,
+                                    proposes, save_turns, turn_costs, turn_error_costs, with_feedback)
 
 TABLES = ("tasks", "episodes", "turns")
 
@@ -323,7 +324,7 @@ def test_unknown_price_is_no_free_call(log):
 
 
 def test_known_values_of_the_pool(mint):
-    from mtrouter_nb.sources import pool_of
+    from mtrouter_nb.data.sources import pool_of
     cost = turn_costs(mint, pool_of(mint)).groupby(mint.turns.model).sum() / 586
     score = mint.episodes.groupby("model").score.mean()
     assert score["gpt-4-0613"] == pytest.approx(.6945, abs=5e-5)
