@@ -112,6 +112,18 @@ def test_words_and_neighbours_change_nothing(tmp_path, before, after):
     assert digests(before) == digests(after)
 
 
+@pytest.mark.parametrize("before, after", [("(x)", "(x: int)"), ("(x: int)", "(x: float) -> list[int]")])
+def test_an_annotation_changes_nothing_unless_a_decorator_or_the_code_reads_it(tmp_path, before, after):
+    def digests(signature, decorator="", body="return x"):
+        files = {"high.py": f"def d(g): return g\n{decorator}\ndef f{signature}:\n    {body}\n"}
+        return package(tmp_path, files).reach([("toy.high", "f")]).digests()
+    assert digests(before) == digests(after)
+    assert digests(before, "@d") != digests(after, "@d")
+    for reading in ("return f.__annotations__", "from typing import get_type_hints; return get_type_hints(f)",
+                    "import inspect; return inspect.signature(f)"):
+        assert digests(before, body=reading) != digests(after, body=reading)
+
+
 def test_a_docstring_counts_where_it_is_read(tmp_path):
     def digests(doc):
         return package(tmp_path, {"a.py": f'def g():\n    "{doc}"\ndef f(): return g.__doc__'}).reach(

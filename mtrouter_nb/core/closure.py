@@ -98,21 +98,24 @@ def _has_docstring(node) -> bool:
             and isinstance(node.body[0].value, ast.Constant) and isinstance(node.body[0].value.value, str))
 
 
-def _plain(node, docstrings: bool):
-    "A syntax tree as nested lists; without docstrings unless they are read."
-    if isinstance(node, list): return [_plain(n, docstrings) for n in node]
+def _plain(node, silent: set) -> list | str:
+    "A syntax tree as nested lists, without the nodes `silent` (their ids)."
+    if isinstance(node, list): return [_plain(n, silent) for n in node if id(n) not in silent]
     if not isinstance(node, ast.AST): return f"{type(node).__name__} {node!r}"
-    values = dict(ast.iter_fields(node))
-    if not docstrings and _has_docstring(node): values["body"] = node.body[1:]
-    return [type(node).__name__, *([name, _plain(v, docstrings)] for name, v in values.items() if v not in (None, []))]
+    told = ((name, _plain(v, silent)) for name, v in ast.iter_fields(node) if v is not None and id(v) not in silent)
+    return [type(node).__name__, *([name, value] for name, value in told if value != [])]
 
 
-def tree_digest(node, docstrings: bool = False) -> str:
-    "16 hex digits of a syntax tree."
-    return hashlib.sha256(repr(_plain(node, docstrings)).encode()).hexdigest()[:16]
+def tree_digest(node: ast.AST, words: bool = False) -> str:
+    "16 hex digits of a syntax tree; `words`: with what is there for readers, docstrings and annotations."
+    nodes = list(ast.walk(node))
+    docstrings = [n.body[0] for n in nodes if _has_docstring(n)]
+    silent = set() if words else {id(n) for n in docstrings + _annotations(nodes)}
+    return hashlib.sha256(repr(_plain(node, silent)).encode()).hexdigest()[:16]
 
 # %% ../../nbs/core/01_closure.ipynb #cell-019
 _WHOLE = {"globals", "eval", "exec", "__import__"}  # these, too, may read any name of their module
+_WORDS = {"__doc__", "getdoc", "__annotations__", "get_type_hints", "get_annotations", "signature"}  # read what is said
 _MUTATORS = {"append", "add", "update", "setdefault", "extend", "insert", "pop", "clear", "remove", "register", "sort",
              "reverse", "discard", "popitem", "fill"}
 
@@ -291,9 +294,9 @@ class Reached:
 
     def digests(self) -> list[str]:
         """A line per piece with its digest, by module, in the order in which they stand there: what is bound twice
-        depends on it. Docstrings count where some piece reads them."""
-        docs = any({"__doc__", "getdoc"} & set(names) for p in self.pieces for _, names in p.chains)
-        return [f"{p.module}:{','.join(sorted(p.binds))} {tree_digest(p.tree, True) if docs else p.digest}"
+        depends on it. Docstrings and annotations count where some piece reads either."""
+        words = any(_WORDS & (p.reads | {name for _, names in p.chains for name in names}) for p in self.pieces)
+        return [f"{p.module}:{','.join(sorted(p.binds))} {tree_digest(p.tree, True) if words else p.digest}"
                 for p in sorted(self.pieces, key=lambda p: (p.module, p.lines, p.tree.col_offset, p.digest))]
 
 # %% ../../nbs/core/01_closure.ipynb #cell-028
