@@ -295,7 +295,7 @@ class Reached:
     def digests(self) -> list[str]:
         """A line per piece with its digest, by module, in the order in which they stand there: what is bound twice
         depends on it. Docstrings and annotations count where some piece reads either."""
-        words = any(_WORDS & (p.reads | {name for _, names in p.chains for name in names}) for p in self.pieces)
+        words = any(getattr(n, "attr", getattr(n, "id", None)) in _WORDS for p in self.pieces for n in p.nodes)
         return [f"{p.module}:{','.join(sorted(p.binds))} {tree_digest(p.tree, True) if words else p.digest}"
                 for p in sorted(self.pieces, key=lambda p: (p.module, p.lines, p.tree.col_offset, p.digest))]
 
