@@ -17,7 +17,7 @@ export TOKENIZERS_PARALLELISM ?= false
 export OMP_NUM_THREADS ?= 1
 export PYTHONHASHSEED ?= 0
 
-REPRODUCE := $(BIN)/python -m mtrouter_nb.studio.reproduce
+REPRODUCE := $(BIN)/python -m mtrouter_nb
 CELLS := $(BIN)/nbdev_test --timing --n_workers 0 --path nbs
 
 MAIN := mtrouter_main bench_performance  # the table of each paper

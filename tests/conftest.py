@@ -14,7 +14,8 @@ def root() -> Path:
 def demo_world():
     "The demo log as a world that routers can read."
     from mtrouter_nb.data.demo import load_demo
-    from mtrouter_nb.multi_turn.history import HistoryEncoder, TextEncoder
+    from mtrouter_nb.core.encoders import TextEncoder
+    from mtrouter_nb.multi_turn.history import HistoryEncoder
     from mtrouter_nb.data.pool import demo_pool
     from mtrouter_nb.multi_turn.replay import ReplayWorld
     return ReplayWorld(load_demo(), demo_pool(), HistoryEncoder(TextEncoder(progress=False)))

@@ -6,6 +6,7 @@ import http.server
 import json
 import re
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +14,20 @@ import pandas as pd
 import pytest
 
 from mtrouter_nb.core.files import data_homes
-from mtrouter_nb.data import benchmarks
-from mtrouter_nb.data.benchmarks import (ANSWER_MODELS, OUTCOME_URLS, bfcl_pool, final_answer, find_outcomes,
-                                         is_correct, list_prices, load_all, load_answers, load_outcomes,
-                                         measured_models, outcome_manifest, read_bfcl_upstream, read_mcpmark_upstream,
-                                         read_zeroeval_upstream, sample_items)
+from mtrouter_nb.data import bfcl, upstream
+from mtrouter_nb.data.bfcl import read_bfcl_upstream
+from mtrouter_nb.data.mcpmark import read_mcpmark_upstream
+from mtrouter_nb.data.sources import (SOURCES, load_all, load_answers, load_outcomes, measured_models,
+                                      sample_items)
+from mtrouter_nb.data.upstream import DownloadError, OutcomeSource, list_prices
+from mtrouter_nb.data.zeroeval import ANSWER_MODELS, final_answer, is_correct, read_zeroeval_upstream
 from mtrouter_nb.data.outcomes import OutcomeError
 from mtrouter_nb.data.pool import MINT_POOL
-from mtrouter_nb.data.sources import DownloadError, find_mint, mint_models
+from mtrouter_nb.data.mint import find_mint, mint_models
 from mtrouter_nb.data.turns import LogError
 
 READERS = {"zeroeval": read_zeroeval_upstream, "bfcl": read_bfcl_upstream, "mcpmark": read_mcpmark_upstream}
+PRICES = {"zeroeval": "zeroeval_list_prices", "mcpmark": "mcpmark_prices"}
 KEYS = {"tasks": ["task_id"], "outcomes": ["model", "task_id"], "answers": ["model", "task_id"],
         "runs": ["model", "task_id", "run"]}
 SIZES = {("zeroeval", "tasks"): 2840, ("zeroeval", "outcomes"): 2 * 2840, ("zeroeval", "answers"): 2 * 2840,
@@ -48,7 +52,7 @@ def converted(home: Path, name: str) -> dict:
 def cache(tmp_path, monkeypatch) -> Path:
     "An empty cache, and no data elsewhere."
     monkeypatch.setenv("MTROUTER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(benchmarks, "data_homes", lambda: [tmp_path / "cache"])
+    monkeypatch.setattr(upstream, "data_homes", lambda: [tmp_path / "cache"])
     return tmp_path / "cache"
 
 
@@ -77,7 +81,7 @@ def test_every_kept_answer_is_scored_as_in_the_reference(reference):
 @pytest.mark.parametrize("name", ["zeroeval", "mcpmark"])
 def test_prices_are_those_that_the_reference_costs_imply(reference, name):
     frame = pd.read_parquet(reference / name / f"{dict(zeroeval='outcomes', mcpmark='runs')[name]}.parquet")
-    frame, prices = frame.fillna({"input_tokens": 0, "output_tokens": 0}), list_prices(name)
+    frame, prices = frame.fillna({"input_tokens": 0, "output_tokens": 0}), list_prices(PRICES[name])
     assert set(prices.index) == set(frame.model)
     for model, rows in frame.groupby("model"):
         tokens = rows[["input_tokens", "output_tokens"]].to_numpy(float)
@@ -89,7 +93,7 @@ def test_prices_are_those_that_the_reference_costs_imply(reference, name):
 def test_manifest_is_of_upstream_files(reference):
     checked = 0
     for name in READERS:
-        root, manifest = reference / f"{name}_upstream", outcome_manifest(name).set_index("path")
+        root, manifest = reference / f"{name}_upstream", SOURCES[name].manifest().set_index("path")
         for file in [f for f in sorted(root.rglob("*.gz")) if "model_results" not in f.parts]:
             content = gzip.decompress(file.read_bytes())
             entry = manifest.loc[str(file.relative_to(root)).removesuffix(".gz")]
@@ -174,7 +178,7 @@ RESULTS, SCORES = '{"id": "simple_0"}\n{"id": "simple_1"}', '{"total_count": 2, 
 
 
 def bfcl_files(root, results=RESULTS, scores=SCORES):
-    for category in benchmarks._CATEGORIES:
+    for category in bfcl._CATEGORIES:
         lines = results.replace("simple", category)
         write(root, f"2024-08-11/result/m/gorilla_openfunctions_v1_test_{category}_result.json", lines)
         write(root, f"2024-08-11/score/m/{category}_score.json", scores)
@@ -255,9 +259,11 @@ def test_mcpmark_runs_without_tokens_have_no_cost(reference):
 def test_bfcl_pools(reference):
     table = pd.read_parquet(reference / "bfcl/outcomes.parquet")
     whole = table.dropna().groupby("model").size()
-    assert bfcl_pool() == sorted(whole.index[whole == 1390]) and len(bfcl_pool()) == 50
-    priced, prices = bfcl_pool(("cost", "latency")), list_prices("bfcl")
-    assert priced == [m for m in bfcl_pool() if not np.isnan(prices.input_usd_per_mtok[m])] and len(priced) == 44
+    matrix = load_outcomes("bfcl")
+    measured = measured_models(matrix)
+    assert measured == sorted(whole.index[whole == 1390]) and len(measured) == 50
+    priced, prices = measured_models(matrix, SOURCES["bfcl"].complete), list_prices("bfcl_list_prices")
+    assert priced == [m for m in measured if not np.isnan(prices.input_usd_per_mtok[m])] and len(priced) == 44
     matrix = load_outcomes("bfcl", ["gpt-4o-mini-2024-07-18"])
     first = table[(table.model == "gpt-4o-mini-2024-07-18") & (table.task_id == matrix.items["item_id"][0])].iloc[0]
     assert matrix.cost[0, 0] == pytest.approx((first.input_tokens * .15 + first.output_tokens * .6) / 1e6)
@@ -266,7 +272,7 @@ def test_bfcl_pools(reference):
 def test_answers_belong_to_items(reference):
     answers, matrix = load_answers(), load_outcomes("zeroeval")
     assert set(answers.task_id) == set(matrix.items["item_id"]) and set(answers.model) == set(ANSWER_MODELS)
-    with pytest.raises(OutcomeError, match="not of 'bfcl'"): load_answers("bfcl")
+    with pytest.raises(OutcomeError, match="not kept of bfcl"): load_answers("bfcl")
 
 
 @pytest.mark.long
@@ -296,7 +302,7 @@ def test_names_that_are_not_there(reference):
 
 def test_all_of_them(reference):
     full, small = load_all(), load_all(profile="smoke")
-    assert [m.name for m in full] == [m.name for m in small] == list(OUTCOME_URLS)
+    assert [m.name for m in full] == [m.name for m in small] == list(READERS)
     for big, few in zip(full, small):
         assert len(few.models) == 6 and set(few.models) < set(big.models) and few.datasets == big.datasets
         assert few.items["item_id"].nunique() == 30 and not np.isnan(few.score).any()
@@ -326,6 +332,11 @@ def server(tmp_path):
         running.shutdown()
 
 
+def serve_from(monkeypatch, name, url):
+    "Let a source's files come from `url`."
+    monkeypatch.setitem(SOURCES, name, replace(SOURCES[name], urls=dict.fromkeys(SOURCES[name].urls, url)))
+
+
 def test_download_convert_and_keep(cache, server, monkeypatch):
     folder, url = server
     zeroeval_files(folder)
@@ -333,33 +344,32 @@ def test_download_convert_and_keep(cache, server, monkeypatch):
     contents = [(folder / path).read_bytes() for path in paths]
     manifest = pd.DataFrame(dict(path=paths, bytes=[len(c) for c in contents],
                                  sha256=[hashlib.sha256(c).hexdigest() for c in contents]))
-    monkeypatch.setattr(benchmarks, "outcome_manifest", lambda name: manifest)
-    monkeypatch.setitem(OUTCOME_URLS, "zeroeval", {"": url})
-    assert find_outcomes("zeroeval") is None
+    monkeypatch.setattr(OutcomeSource, "manifest", lambda self: manifest)
+    serve_from(monkeypatch, "zeroeval", url)
+    assert SOURCES["zeroeval"].find() is None
     matrix = load_outcomes("zeroeval", progress=False)
     assert matrix.models == ("gpt-4o-2024-05-13",) and matrix.score.tolist() == [[1]] * 3
-    monkeypatch.setitem(OUTCOME_URLS, "zeroeval", {"": "http://127.0.0.1:9"})  # nothing is fetched again
+    serve_from(monkeypatch, "zeroeval", "http://127.0.0.1:9")  # nothing is fetched again
     assert load_outcomes("zeroeval").fingerprint() == matrix.fingerprint()
-    assert find_outcomes("zeroeval") == cache / "zeroeval"
-    assert sorted(f.name for f in find_outcomes("zeroeval").iterdir()) == [
+    assert SOURCES["zeroeval"].find() == cache / "zeroeval"
+    assert sorted(f.name for f in SOURCES["zeroeval"].find().iterdir()) == [
         "answers.parquet", "complete.json", "outcomes.parquet", "tasks.parquet"]
 
 
 def test_a_path_out_of_the_cache_is_refused_before_any_part_is_fetched(cache, monkeypatch):
     "BFCL comes from two addresses: a bad row of the second, or of neither, stops the first."
-    manifest = outcome_manifest("bfcl")
-    for row, path in ((len(manifest) - 1, f"{benchmarks._BFCL_PROMPTS}/../../../../a"), (3, "../a")):
+    manifest = SOURCES["bfcl"].manifest()
+    for row, path in ((len(manifest) - 1, f"{bfcl._PROMPTS}/../../../../a"), (3, "../a")):
         spoilt = manifest.copy()
         spoilt.loc[row, "path"] = path
-        monkeypatch.setattr(benchmarks, "outcome_manifest", lambda name, spoilt=spoilt: spoilt)
-        monkeypatch.setattr(benchmarks, "download_files", lambda *args: pytest.fail("something was fetched"))
+        monkeypatch.setattr(OutcomeSource, "manifest", lambda self, spoilt=spoilt: spoilt)
+        monkeypatch.setattr(upstream, "download_files", lambda *args: pytest.fail("something was fetched"))
         with pytest.raises(DownloadError, match=f"No whole bfcl .*MTROUTER_DATA.* row {row + 1}, .* is not below its"):
             load_outcomes("bfcl", progress=False)
 
 
 def test_out_of_reach(cache, monkeypatch):
-    for name, urls in OUTCOME_URLS.items():
-        monkeypatch.setitem(OUTCOME_URLS, name, dict.fromkeys(urls, "http://127.0.0.1:9"))
+    for name in READERS: serve_from(monkeypatch, name, "http://127.0.0.1:9")
     with pytest.raises(DownloadError, match="out of reach; check the network, or set MTROUTER_DATA"):
         load_outcomes("bfcl", progress=False)
     with pytest.warns(UserWarning, match="the demo log stands in") as caught: matrices = load_all(profile="smoke")
@@ -367,8 +377,9 @@ def test_out_of_reach(cache, monkeypatch):
 
 
 def test_addresses_are_pinned():
-    for name, addresses in OUTCOME_URLS.items():
+    for name in READERS:
+        addresses = SOURCES[name].urls
         for address in addresses.values():
             assert re.fullmatch(r"https://raw.githubusercontent.com/[\w-]+/[\w-]+/[0-9a-f]{40}", address)
-        paths = outcome_manifest(name).path
+        paths = SOURCES[name].manifest().path
         assert paths.str.startswith(tuple(addresses)).all() and paths.is_unique

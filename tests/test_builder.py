@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from mtrouter_nb import MATCHED, ModelPool, SingleModel, demo_pool, load_demo, roll
-from mtrouter_nb.data.benchmarks import OUTCOME_URLS, outcome_manifest
-from mtrouter_nb.data.sources import mint_manifest
+from mtrouter_nb.data.mint import mint_manifest
+from mtrouter_nb.data.sources import SOURCES
 from mtrouter_nb.multi_turn.estimator import rights_features
 
 
@@ -102,7 +102,7 @@ def test_builder_route_is_the_best_scored_model_of_the_pool(built):
 
 
 def test_single_turn_example_runs_on_a_table_as_a_user_brings_it(readme, tmp_path, monkeypatch):
-    from mtrouter_nb.data.benchmarks import load_outcomes
+    from mtrouter_nb.data.sources import load_outcomes
     from mtrouter_nb.data.outcomes import to_frame
     monkeypatch.chdir(tmp_path)
     to_frame(load_outcomes("demo")).drop(columns="repeat").to_csv("my_outcomes.csv", index=False)
@@ -170,5 +170,5 @@ def test_readme_tables_are_those_of_the_committed_figures(root, readme):
 def test_readme_states_the_download(readme):
     files = mint_manifest()
     assert f"({files['bytes'].sum() / 1e6:.0f} MB: {files['model'].nunique()} models)" in readme
-    outcomes = sum(outcome_manifest(name)["bytes"].sum() for name in OUTCOME_URLS)
+    outcomes = sum(SOURCES[name].manifest()["bytes"].sum() for name in ("zeroeval", "bfcl", "mcpmark"))
     assert f"three benchmarks' outcomes ({outcomes / 1e6:.0f} MB)" in " ".join(readme.split())

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -14,10 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from mtrouter_nb.core import files
-from mtrouter_nb.data import benchmarks, release, sources, turns
-from mtrouter_nb.data.benchmarks import find_outcomes, load_answers, load_outcomes
+from mtrouter_nb.data import mint, release, turns, upstream, zeroeval
+from mtrouter_nb.data.sources import SOURCES, load_answers, load_outcomes
 from mtrouter_nb.data.release import ReleaseError, Setting, convert_release, load_release, quality, release_files
-from mtrouter_nb.data.sources import DownloadError, find_mint, load_mint
+from mtrouter_nb.data.mint import find_mint, load_mint
+from mtrouter_nb.data.upstream import DownloadError, download_files
 from mtrouter_nb.data.turns import LogError, load_turns, save_turns
 
 MODEL, MODELS = "gpt-4o-2024-08-06", ["claude-2", "gpt-4-0613"]  # its answers are kept; two of MINT
@@ -44,7 +46,7 @@ def homes(tmp_path, monkeypatch):
     mine, cache = tmp_path / "mine", tmp_path / "cache"
     monkeypatch.setenv("MTROUTER_DATA", str(mine))
     monkeypatch.setenv("MTROUTER_CACHE", str(cache))
-    for module in (sources, benchmarks): monkeypatch.setattr(module, "data_homes", lambda: [mine, cache])
+    for module in (mint, upstream): monkeypatch.setattr(module, "data_homes", lambda: [mine, cache])
     for dataset in ("gsm", "crux", "math-l5"):
         records = [dict(id=str(i), chat_history=["Why?"], output=['{"answer": "1"}'], answer="1") for i in range(9)]
         path = cache / f"zeroeval_upstream/result_dirs/{dataset}/{MODEL}.json"
@@ -60,15 +62,15 @@ def homes(tmp_path, monkeypatch):
 
 def offer(monkeypatch, cache):
     "Let the manifests be of the files that lie in the cache now, and the servers out of reach."
-    zeroeval, mint = manifest_of(cache / "zeroeval_upstream"), manifest_of(cache / "mint_upstream")
-    mint["model"] = mint.path.str.split("/").str[2]
-    monkeypatch.setattr(benchmarks, "outcome_manifest", lambda name: zeroeval)
-    monkeypatch.setattr(sources, "mint_manifest", lambda models=None: mint[mint.model.isin(models or MODELS)])
-    monkeypatch.setitem(benchmarks.OUTCOME_URLS, "zeroeval", {"": "http://127.0.0.1:9"})
-    monkeypatch.setattr(sources, "download_mint", lambda models, progress: sources.download_files(
-        sources.mint_manifest(models), "http://127.0.0.1:9", cache / "mint_upstream", False, retries=0))
-    fetch = benchmarks.download_files
-    monkeypatch.setattr(benchmarks, "download_files", lambda *args: fetch(*args[:3], progress=False, retries=0))
+    theirs, ours = manifest_of(cache / "zeroeval_upstream"), manifest_of(cache / "mint_upstream")
+    ours["model"] = ours.path.str.split("/").str[2]
+    fetch = download_files
+    monkeypatch.setattr(upstream.OutcomeSource, "manifest", lambda self: theirs)
+    monkeypatch.setitem(SOURCES, "zeroeval", replace(SOURCES["zeroeval"], urls={"": "http://127.0.0.1:9"}))
+    monkeypatch.setattr(mint, "mint_manifest", lambda models=None: ours[ours.model.isin(models or MODELS)])
+    monkeypatch.setattr(mint, "download_mint", lambda models, progress: fetch(
+        mint.mint_manifest(models), "http://127.0.0.1:9", cache / "mint_upstream", False, retries=0))
+    monkeypatch.setattr(upstream, "download_files", lambda *args: fetch(*args[:3], progress=False, retries=0))
 
 
 def said(act):
@@ -132,9 +134,9 @@ def test_finding_survives_damage(homes):
     load_mint(MODELS, progress=False)
     load_outcomes("zeroeval", progress=False)
     for path in ("mint/episodes.parquet", "zeroeval/tasks.parquet"): DAMAGE["cut"](homes[1] / path)
-    found, warned = said(lambda: (find_mint(MODELS), find_outcomes("zeroeval")))
+    found, warned = said(lambda: (find_mint(MODELS), SOURCES["zeroeval"].find()))
     assert found == (None, None) and len(warned) == 2
-    assert said(lambda: (find_mint(MODELS), find_outcomes("zeroeval"))) == ((None, None), [])
+    assert said(lambda: (find_mint(MODELS), SOURCES["zeroeval"].find())) == ((None, None), [])
 
 
 @pytest.mark.parametrize("marker", [None, "", '{"ta', "[1]", "{}", '{"tasks": "all"}'])
@@ -152,10 +154,10 @@ def test_an_emptied_folder_and_a_spoilt_marker_heal(homes, marker):
 def test_tables_without_a_marker_are_taken_where_they_have_rows(homes):
     load_outcomes("zeroeval", progress=False)
     (homes[1] / "zeroeval" / "complete.json").unlink()
-    assert said(lambda: find_outcomes("zeroeval")) == (homes[1] / "zeroeval", [])
+    assert said(lambda: SOURCES["zeroeval"].find()) == (homes[1] / "zeroeval", [])
     path = homes[1] / "zeroeval" / "tasks.parquet"
     pd.read_parquet(path).iloc[:0].to_parquet(path)
-    found, warned = said(lambda: find_outcomes("zeroeval"))
+    found, warned = said(lambda: SOURCES["zeroeval"].find())
     assert found is None and "tasks.parquet is damaged (it has no rows)" in warned[0]
 
 
@@ -192,12 +194,12 @@ def test_a_users_folder_that_loses_pages_and_nothing_else_ends_in_a_sentence(hom
                                   lambda: load_outcomes("zeroeval", progress=False)])
 def test_tables_that_vanish_between_finding_and_reading(homes, monkeypatch, load):
     load()
-    read = sources.read_table
+    read = upstream.read_table
 
     def vanish(path, **options):
         path.unlink(missing_ok=True)
         return read(path, **options)
-    for module in (sources, benchmarks): monkeypatch.setattr(module, "read_table", vanish)
+    for module in (mint, upstream, zeroeval): monkeypatch.setattr(module, "read_table", vanish)
     with pytest.raises(DownloadError, match="No whole .* lies in .*MTROUTER_DATA.* cannot be made .*MTROUTER_CACHE"):
         said(load)
 
@@ -249,7 +251,7 @@ def read_only(monkeypatch):
     "Let no file or folder be made (a mode would not stop root)."
     def refuse(*args, **options): raise OSError(errno.EROFS, "Read-only file system")
     for name in ("mkdir", "rename", "replace", "unlink", "remove", "rmdir"): monkeypatch.setattr(os, name, refuse)
-    monkeypatch.setattr(sources, "FileLock", refuse)
+    monkeypatch.setattr(upstream, "FileLock", refuse)
     monkeypatch.setattr(pq, "write_table", refuse)
 
 
@@ -259,7 +261,7 @@ def test_a_read_only_cache_is_read(homes, request):
     request.getfixturevalue("read_only")
     (few, same), warned = said(load)
     assert few.models == MODELS[:1] and same.fingerprint() == matrix.fingerprint() and warned == []
-    assert (find_mint(log.models), find_outcomes("zeroeval")) == (homes[1] / "mint", homes[1] / "zeroeval")
+    assert (find_mint(log.models), SOURCES["zeroeval"].find()) == (homes[1] / "mint", homes[1] / "zeroeval")
     with pytest.raises(DownloadError, match="No whole bfcl lies in .*MTROUTER_DATA.*Read-only.*set MTROUTER_CACHE"):
         load_outcomes("bfcl", progress=False)
 
@@ -516,16 +518,14 @@ print(kill_at)
 '''
 
 OUTCOMES = '''
-from mtrouter_nb.data import benchmarks
-from mtrouter_nb.data import sources
-from mtrouter_nb.data.sources import DownloadError
+from mtrouter_nb.data import sources, upstream
 root = Path(sys.argv[1]) / "place"
 os.environ["MTROUTER_CACHE"] = str(root)
-benchmarks.data_homes = lambda: [root]
-benchmarks.download_outcomes = lambda name, progress: root / "zeroeval_upstream"
+upstream.data_homes = lambda: [root]
+upstream.OutcomeSource.download = lambda self, progress: root / "zeroeval_upstream"
 def work():
-    matrix = benchmarks.load_outcomes("zeroeval", progress=False)
-    return matrix.score.tolist() == [[1]] * 27 and benchmarks.find_outcomes("zeroeval") == root / "zeroeval"
+    matrix = sources.load_outcomes("zeroeval", progress=False)
+    return matrix.score.tolist() == [[1]] * 27 and sources.SOURCES["zeroeval"].find() == root / "zeroeval"
 '''
 
 RELEASE = '''

@@ -90,7 +90,8 @@ def rolled(world, seed):
 
 
 def fitted(data, pool, seed):
-    from mtrouter_nb.multi_turn.estimator import EstimatorConfig, OutcomeEstimator, PerModelRidge
+    from mtrouter_nb.learners.outcome_network import EstimatorConfig
+    from mtrouter_nb.multi_turn.estimator import OutcomeEstimator, PerModelRidge
     network = OutcomeEstimator(pool, EstimatorConfig(epochs=2, seed=seed)).fit(data)
     said = [*network.predict(data.x), *PerModelRidge(pool).fit(data).predict(data.x)]
     return [a.tobytes() for a in [*said, *(w.numpy() for w in network.network.state_dict().values())]]

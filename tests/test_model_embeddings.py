@@ -13,7 +13,8 @@ from mtrouter_nb.analyses.model_embeddings import (AttributesOnly, distances_of,
                                                    profile_distance, project, prompt_rows, rank_correlation,
                                                    seed_stability, small_maps, vectors_of)
 from mtrouter_nb.data.pool import MINT_POOL
-from mtrouter_nb.data.sources import find_mint, load_log, mint_models, pool_of
+from mtrouter_nb.data.mint import find_mint, mint_models
+from mtrouter_nb.data.sources import load_log, pool_of
 from mtrouter_nb.learners.outcome_network import EstimatorConfig
 
 QUICK = EstimatorConfig(batch_size=128, epochs=3)

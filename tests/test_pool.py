@@ -5,7 +5,7 @@ import pytest
 
 from mtrouter_nb.core.files import data_dir, data_homes
 from mtrouter_nb.data.pool import FEATURES, MINT_POOL, ModelPool, UnknownModel, demo_pool, mint_pool, size_bucket_price
-from mtrouter_nb.data.sources import mint_models
+from mtrouter_nb.data.mint import mint_models
 
 PRICES = ["input_usd_per_mtok", "output_usd_per_mtok"]
 

@@ -8,7 +8,7 @@ import pytest
 
 from mtrouter_nb.core.text import has_countdown
 from mtrouter_nb.data.pool import MINT_POOL, mint_pool
-from mtrouter_nb.data.sources import find_mint, load_mint
+from mtrouter_nb.data.mint import find_mint, load_mint
 from mtrouter_nb.data.turns import END_ERROR, END_REJECTED, END_STEPS, TurnLog
 from mtrouter_nb.multi_turn.evaluation import Settings, fold_data, splits
 from mtrouter_nb.multi_turn.history import HistoryEncoder

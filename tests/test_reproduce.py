@@ -5,6 +5,9 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import nbformat
 import pandas as pd
@@ -45,17 +48,35 @@ def project(tmp_path, monkeypatch):
     return tmp_path
 
 
-def set_logs(monkeypatch, folder, reachable=False):
-    """Let the runner find logs of every source in `folder` (None: nowhere), or fetch them there when `reachable`."""
-    found = [folder]
+TITLES = {"mint": "MINT's logs", "zeroeval": "ZeroEval's outcomes", "bfcl": "BFCL's outcomes",
+          "mcpmark": "MCPMark's outcomes"}
+MAIN = reproduce.main
 
-    def fetch(source):
-        if not reachable: return f"{source} is out of reach; check the network, or set MTROUTER_DATA."
-        found[0] = reachable
-        return ""
-    monkeypatch.setattr(reproduce, "_find", lambda source: found[0])
-    monkeypatch.setattr(reproduce, "_fetch", fetch)
-    monkeypatch.setattr(reproduce, "_download_size", lambda source: 5)
+
+@dataclass
+class ToySource:
+    """A source whose tables are in `folder` (None: nowhere), or can be fetched into `reachable`."""
+    name: str
+    folder: Path = None
+    reachable: Path = None
+
+    @property
+    def title(self): return TITLES[self.name]
+
+    def find(self): return self.folder
+
+    def fetch(self):
+        if not self.reachable: raise OSError(f"{self.name} is out of reach; check the network, or set MTROUTER_DATA.")
+        self.folder = self.reachable
+
+    def manifest(self): return dict(bytes=[4_000_000, 1_000_000])
+
+
+def set_logs(monkeypatch, folder, reachable=None, **others):
+    """Let the runner find logs of every source in `folder`, or fetch them when `reachable`; `others` elsewhere."""
+    found = {name: ToySource(name, others.get(name, folder), reachable) for name in TITLES}
+    monkeypatch.setattr(reproduce, "main", partial(MAIN, catalogue=lambda: found))
+    return found
 
 
 def write(project, name, *cells, evidence="published", tags=("parameters",)):
@@ -278,7 +299,7 @@ def test_without_logs_and_network_the_demo_stands_in(committed, monkeypatch, cap
 def test_logs_are_fetched_once_when_in_reach(committed, monkeypatch, capsys):
     set_logs(monkeypatch, None, reachable=committed / "logs")
     assert reproduce.main(["--only", "main", "--strict"]) == 0
-    assert json.loads((committed / "figures" / "main.json").read_text())["caption"] == "mint"
+    assert json.loads((committed / "figures" / "main.json").read_text())["caption"] == "logged"
     assert not (committed / "figures" / "demo").exists()
 
 
@@ -293,7 +314,7 @@ def test_the_demo_can_be_asked_for(committed, monkeypatch, capsys):
 
 def test_mint_asked_for_but_out_of_reach_is_an_error(committed, monkeypatch, capsys):
     set_logs(monkeypatch, None)
-    assert reproduce.main(["--source", "mint"]) == 2
+    assert reproduce.main(["--source", "logged"]) == 2
     assert "out of reach" in capsys.readouterr().err
 
 
@@ -302,18 +323,15 @@ def test_a_missing_source_changes_only_its_own_figures(project, monkeypatch, cap
     for name, sources in (("both", "bfcl mint"), ("mine", "mint"), ("none", "")):
         path = write(project, name, figure(name), evidence="logged")
         path.write_text(path.read_text().replace("PROFILE =", f"READS = '{sources}'\\nPROFILE ="))
-    here = {"mint": project / "logs", "bfcl": None}
-    monkeypatch.setattr(reproduce, "_find", here.get)
-    monkeypatch.setattr(reproduce, "_fetch", lambda source: f"{source} is out of reach.")
-    monkeypatch.setattr(reproduce, "_download_size", lambda source: 7)
+    here = set_logs(monkeypatch, project / "logs", bfcl=None)
     assert reproduce.main([]) == 0
     out = capsys.readouterr().out
-    assert "download: BFCL's outcomes, 7 MB." in out and "bfcl is out of reach." in out
+    assert "download: BFCL's outcomes, 5 MB." in out and "bfcl is out of reach; check" in out
     assert {p.name for p in (project / "figures").glob("*.png")} == {"mine.png", "none.png"}
     assert (project / "figures" / "demo" / "both.png").exists()
-    here["bfcl"] = project / "logs"
+    here["bfcl"].folder = project / "logs"
     assert reproduce.main([]) == 0
-    assert json.loads((project / "figures" / "both.json").read_text())["caption"] == "mint"
+    assert json.loads((project / "figures" / "both.json").read_text())["caption"] == "logged"
 
 
 # state, and what harms it
@@ -490,7 +508,7 @@ def test_parameters_that_are_none_are_one_sentence(project, capsys, line, says):
 def test_kernels_of_a_killed_runner_write_nothing_more(project):
     late = f"import time, pathlib\npathlib.Path('{project}/began').write_text('')\ntime.sleep(4)\n"
     for name in ("one", "two"): write(project, name, late + f"pathlib.Path('{project}/late').write_text('')")
-    process = subprocess.Popen([sys.executable, "-m", "mtrouter_nb.studio.reproduce"], cwd=project,
+    process = subprocess.Popen([sys.executable, "-m", "mtrouter_nb"], cwd=project,
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not (project / "began").exists(): time.sleep(.1)
     process.kill()
@@ -501,7 +519,7 @@ def test_kernels_of_a_killed_runner_write_nothing_more(project):
 
 def test_outside_of_a_checkout_it_says_so(tmp_path):
     env = {k: v for k, v in os.environ.items() if k != "MTROUTER_ROOT"} | dict(MTROUTER_ROOT=str(tmp_path))
-    done = subprocess.run([sys.executable, "-m", "mtrouter_nb.studio.reproduce"], cwd=tmp_path, env=env, text=True,
+    done = subprocess.run([sys.executable, "-m", "mtrouter_nb"], cwd=tmp_path, env=env, text=True,
                           capture_output=True)
     assert done.returncode == 2 and "inside a checkout" in done.stderr and not done.stdout
 
@@ -510,7 +528,7 @@ def test_outside_of_a_checkout_it_says_so(tmp_path):
 def test_ctrl_c_is_one_sentence_and_the_next_run_goes_on(project, capsys):
     write(project, "a_quick", figure("a_quick"))
     write(project, "slow", "import time\ntime.sleep(60)")
-    process = subprocess.Popen([sys.executable, "-m", "mtrouter_nb.studio.reproduce"], cwd=project, text=True,
+    process = subprocess.Popen([sys.executable, "-m", "mtrouter_nb"], cwd=project, text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
     for line in process.stdout:
         if "made  figures/a_quick" in line: break

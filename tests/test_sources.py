@@ -13,10 +13,13 @@ import pandas as pd
 import pytest
 
 from mtrouter_nb.core.files import cache_dir, data_homes
-from mtrouter_nb.data import sources
+from mtrouter_nb.data import mint
+from mtrouter_nb.data import upstream as downloads
 from mtrouter_nb.data.pool import MINT_POOL, demo_pool
-from mtrouter_nb.data.sources import (DownloadError, download_files, download_mint, find_mint, load_log, load_mint,
-                                      mint_manifest, mint_models, pool_of, read_mint_upstream, sample_tasks)
+from mtrouter_nb.core.splits import sample_tasks
+from mtrouter_nb.data.mint import download_mint, find_mint, load_mint, mint_manifest, mint_models, read_mint_upstream
+from mtrouter_nb.data.sources import load_log, pool_of
+from mtrouter_nb.data.upstream import DownloadError, download_files
 from mtrouter_nb.data.turns import LogError, TurnLog, proposes
 
 PROVEN = ["Meta-Llama-3-70B-Instruct", "Meta-Llama-3-8B-Instruct", "gpt-4-0613"]
@@ -46,7 +49,7 @@ def cache(tmp_path, monkeypatch) -> Path:
     "An empty cache, and no data elsewhere."
     monkeypatch.setenv("MTROUTER_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("MTROUTER_DATA", raising=False)
-    monkeypatch.setattr(sources, "data_homes", lambda: [tmp_path / "cache"])
+    for module in (mint, downloads): monkeypatch.setattr(module, "data_homes", lambda: [tmp_path / "cache"])
     return tmp_path / "cache"
 
 
@@ -270,7 +273,7 @@ def test_a_body_over_its_size_is_cut_off(server, tmp_path):
 def test_a_server_that_never_answers_is_given_up(server, tmp_path, monkeypatch, kind):
     "One stops in the middle of a file, one accepts and says nothing: both end after the one stated time."
     folder, url, asked = server
-    monkeypatch.setattr(sources, "TIMEOUT_S", .3)
+    monkeypatch.setattr(downloads, "TIMEOUT_S", .3)
     manifest = publish(folder, **{kind: b"x" * 100_000})
     with socket.create_server(("127.0.0.1", 0)) as mute:
         if kind == "mute": url = f"http://127.0.0.1:{mute.getsockname()[1]}"
@@ -292,7 +295,7 @@ def test_mint_downloads_and_converts_into_the_cache(server, upstream, cache, mon
     for path in mint_manifest(PROVEN).path:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(gzip.decompress((upstream / f"{path}.gz").read_bytes()))
-    monkeypatch.setattr(sources, "download_mint", functools.partial(download_mint, base_url=url))
+    monkeypatch.setattr(mint, "download_mint", functools.partial(download_mint, base_url=url))
     assert find_mint(PROVEN) is None
     first = load_mint(PROVEN[:1], progress=False)
     assert first.models == PROVEN[:1] and len(asked) == 8
@@ -323,24 +326,24 @@ def test_data_is_found_in_order(tmp_path, monkeypatch):
     monkeypatch.setenv("MTROUTER_CACHE", str(tmp_path / "cache"))
     assert find_mint(["a"]) == find_mint(["both"]) == tmp_path / "mine" / "mint"
     assert find_mint(["b"]) == tmp_path / "cache" / "mint" and find_mint(["a", "b"]) is None
-    homes = sources.data_homes()
+    homes = data_homes()
     assert homes[0] == tmp_path / "mine" and homes[1].parts[-2:] == ("shared", "data")
     (tmp_path / "mine" / "mint" / "turns.parquet").unlink()
     with pytest.warns(UserWarning, match="mint/turns.parquet is damaged .* left alone and looked for elsewhere"):
         assert find_mint(["both"]) == tmp_path / "cache" / "mint"
     monkeypatch.delenv("MTROUTER_DATA")
-    assert len(sources.data_homes()) == 2
+    assert len(data_homes()) == 2
 
 
 def test_without_data_and_network(cache, monkeypatch):
-    monkeypatch.setattr(sources, "download_mint", functools.partial(
+    monkeypatch.setattr(mint, "download_mint", functools.partial(
         lambda models, progress: download_files(mint_manifest(models), "http://127.0.0.1:9", cache, False, retries=0)))
     with pytest.warns(UserWarning, match="MINT's logs are out of reach, the demo log stands in"):
         log = load_log("auto")
     assert log.source == "demo" and log.evidence == "simulated"
     with pytest.raises(DownloadError, match="is out of reach"):
-        load_log("mint")
-    with pytest.raises(ValueError, match="source 'Mint' is not one of"):
+        load_log("logged")
+    with pytest.raises(ValueError, match="source 'Mint' is not one of auto, logged, mint, demo"):
         load_log("Mint")
 
 

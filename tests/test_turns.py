@@ -9,7 +9,7 @@ from mtrouter_nb.core.splits import holdout, leave_one_domain_out, stratified_fo
 from mtrouter_nb.core.text import has_countdown, strip_countdown
 from mtrouter_nb.data.demo import load_demo
 from mtrouter_nb.data.pool import ModelPool, demo_pool
-from mtrouter_nb.data.sources import find_mint, load_mint
+from mtrouter_nb.data.mint import find_mint, load_mint
 from mtrouter_nb.data.turns import (END_ERROR, END_REJECTED, END_STEPS, MINT_RULES, SCHEMA_VERSION,
                                     SCIENCEWORLD_RULES, SEVERITY, LogError, TurnLog, annealed_error_cost,
                                     error_severity, expected_steps, load_turns, match_errors, outcome_targets,

@@ -12,6 +12,7 @@ __all__ = ['SMOKE_CONTRAST', 'PLANS', 'CASCADES', 'SINGLES', 'COMMITTED', 'WORLD
 
 # %% ../../nbs/analyses/04_contrast.ipynb #cell-002
 import copy
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -45,12 +46,14 @@ class ContrastSettings:
     def budgets(self) -> np.ndarray:
         return np.geomspace(self.lowest, self.highest, self.n_budgets)
 
-
+# %% ../../nbs/analyses/04_contrast.ipynb #cell-007
 SMOKE_CONTRAST = ContrastSettings(seeds=(0,), folds=2, prices=(0.0, 1.0, 16.0), n_budgets=5,
                                   planner=PlannerConfig(longest=2, runs=1, trees=2))
+
+# %% ../../nbs/analyses/04_contrast.ipynb #cell-009
 PLANS, CASCADES, SINGLES, COMMITTED = "MTRouter-cost", "Cascade family", "Single model", "Plan kept to its end"
 
-# %% ../../nbs/analyses/04_contrast.ipynb #cell-006
+# %% ../../nbs/analyses/04_contrast.ipynb #cell-011
 @dataclass
 class Offers:
     "k settings of one family. `settings`: (variant, price) each; `held_*` (k,): training; `score`, `cost` (k, n_test)."
@@ -62,12 +65,12 @@ class Offers:
     cost: np.ndarray
 
     @classmethod
-    def of(cls, family, settings, score, cost, n_train: int) -> "Offers":
+    def of(cls, family: str, settings: list, score: np.ndarray, cost: np.ndarray, n_train: int) -> "Offers":
         "From tables (k, n_train + n_test) whose first columns are training tasks, each scored by who did not see it."
         held, test = np.split(score, [n_train], 1), np.split(cost, [n_train], 1)
         return cls(family, settings, held[0].mean(1), test[0].mean(1), held[1], test[1])
 
-    def chosen(self, budgets):
+    def chosen(self, budgets: Sequence[float] | np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The mixture that training tasks choose at each budget: first, second, share of the second, (n_budgets,) each.
 
         Where no setting's training cost is within the budget, the cheapest stands alone.
@@ -83,7 +86,7 @@ class Offers:
         first[none] = second[none] = self.held_cost.argmin()
         return first, second, share[np.arange(len(budget)), first, second]
 
-    def seen_best(self, budgets):
+    def seen_best(self, budgets: Sequence[float] | np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         "The mixture that the test tasks themselves would choose: a bound, not a result."
         return replace(self, held_score=self.score.mean(1), held_cost=self.cost.mean(1)).chosen(budgets)
 
@@ -93,8 +96,9 @@ class Offers:
         return Offers(self.family, [s for s in self.settings if s[0] == variant], self.held_score[mine],
                       self.held_cost[mine], self.score[mine], self.cost[mine])
 
-# %% ../../nbs/analyses/04_contrast.ipynb #cell-008
-def plan_offers(world: ReplayWorld, planners: dict, train, part, test, rights: Rights, prices):
+# %% ../../nbs/analyses/04_contrast.ipynb #cell-016
+def plan_offers(world: ReplayWorld, planners: dict, train: np.ndarray, part: np.ndarray, test: np.ndarray,
+                rights: Rights, prices: Sequence[float]) -> tuple[Offers, pd.DataFrame]:
     "(Offers of MTRouter-cost: every planner at every price, rollout rows of the test tasks by variant)."
     tasks, parts = np.r_[train, test], np.r_[part, np.full(len(test), -1)]
     n = len(prices)
@@ -109,8 +113,9 @@ def plan_offers(world: ReplayWorld, planners: dict, train, part, test, rights: R
     settings = [(name, price) for name in planners for price in prices]
     return Offers.of(PLANS, settings, np.vstack(score), np.vstack(cost), len(train)), pd.concat(rows)
 
-
-def committed_offers(world: ReplayWorld, planners: dict, train, part, test, rights: Rights, prices) -> Offers:
+# %% ../../nbs/analyses/04_contrast.ipynb #cell-019
+def committed_offers(world: ReplayWorld, planners: dict, train: np.ndarray, part: np.ndarray, test: np.ndarray,
+                     rights: Rights, prices: Sequence[float]) -> Offers:
     "The same planners' plans at the start of the episode, kept to their end: what the choice per episode alone gives."
     tasks, parts = np.r_[train, test], np.r_[part, np.full(len(test), -1)]
     view, rows = world.play(tasks, rights).view(), np.arange(len(tasks))
@@ -127,21 +132,22 @@ def committed_offers(world: ReplayWorld, planners: dict, train, part, test, righ
     settings = [(name, price) for name in planners for price in prices]
     return Offers.of(COMMITTED, settings, np.array(score), np.array(cost), len(train))
 
-
-def single_offers(world: ReplayWorld, train, test, rights: Rights) -> Offers:
+# %% ../../nbs/analyses/04_contrast.ipynb #cell-021
+def single_offers(world: ReplayWorld, train: np.ndarray, test: np.ndarray, rights: Rights) -> Offers:
     "Each model alone."
     alone = all_plans(len(world.pool), 1)
     score, cost = _from_start(world, alone, np.r_[train, test], rights)
     return Offers.of(SINGLES, [(name, np.nan) for name in world.pool.names], score.T, cost.T, len(train))
 
-
+# %% ../../nbs/analyses/04_contrast.ipynb #cell-023
 def _from_start(world, plans, tasks, rights):
     n = len(tasks)
     return replay_plans(world, plans, tasks, np.zeros((n, len(world.pool))), np.full(n, rights.turns),
                         np.full(n, rights.proposals))
 
-# %% ../../nbs/analyses/04_contrast.ipynb #cell-010
-def cascade_offers(world: ReplayWorld, family: CascadeFamily, train, part, test, prices) -> Offers:
+# %% ../../nbs/analyses/04_contrast.ipynb #cell-026
+def cascade_offers(world: ReplayWorld, family: CascadeFamily, train: np.ndarray, part: np.ndarray, test: np.ndarray,
+                   prices: Sequence[float]) -> Offers:
     "Offers of the three kinds of cascade at every price."
     everyone, domain = np.zeros(len(world.tasks), int), pd.factorize(world.tasks["domain"])[0]
     all_rows = np.arange(len(family.orders))
@@ -164,8 +170,8 @@ def cascade_offers(world: ReplayWorld, family: CascadeFamily, train, part, test,
             cost.append(family.cost[picked, tasks])
     return Offers.of(CASCADES, settings, np.array(score), np.array(cost), len(train))
 
-# %% ../../nbs/analyses/04_contrast.ipynb #cell-012
-def permuted_histories(world: ReplayWorld, train, seed: int) -> ReplayWorld:
+# %% ../../nbs/analyses/04_contrast.ipynb #cell-029
+def permuted_histories(world: ReplayWorld, train: np.ndarray, seed: int) -> ReplayWorld:
     "Every task's prompt vector, and every turn's state vector, is that of another."
     out, rng = copy.copy(world), np.random.default_rng(seed)
     start, after = world.states
@@ -174,8 +180,8 @@ def permuted_histories(world: ReplayWorld, train, seed: int) -> ReplayWorld:
     out.__dict__["states"] = start[rng.permutation(len(start))], after
     return out
 
-
-def shuffled_models(world: ReplayWorld, train, seed: int) -> ReplayWorld:
+# %% ../../nbs/analyses/04_contrast.ipynb #cell-032
+def shuffled_models(world: ReplayWorld, train: np.ndarray, seed: int) -> ReplayWorld:
     "On each of the tasks `train`, the models' runs change hands."
     out, rng = copy.copy(world), np.random.default_rng(seed)
     order = np.tile(np.arange(len(world.pool)), (len(world.tasks), 1))
@@ -186,7 +192,7 @@ def shuffled_models(world: ReplayWorld, train, seed: int) -> ReplayWorld:
         setattr(out, name, np.take_along_axis(table, order if table.ndim == 2 else order[..., None], 1))
     return out
 
-
+# %% ../../nbs/analyses/04_contrast.ipynb #cell-035
 def repriced(world: ReplayWorld, factor: float) -> ReplayWorld:
     "The model that costs most per task at `factor` times its price (the dollars of turns; the pool stays as it is)."
     out = copy.copy(world)
@@ -195,7 +201,7 @@ def repriced(world: ReplayWorld, factor: float) -> ReplayWorld:
     out.cost[:, dearest] *= factor
     return out
 
-
+# %% ../../nbs/analyses/04_contrast.ipynb #cell-038
 def doubted(world: ReplayWorld, share: float, seed: int) -> ReplayWorld:
     "A `share` of right answers, drawn by task and model, is rejected, in the words of the log: that run is over."
     rejected = world.success & (np.random.default_rng(seed).random(world.success.shape) < share)
@@ -207,7 +213,7 @@ def doubted(world: ReplayWorld, share: float, seed: int) -> ReplayWorld:
     return ReplayWorld(TurnLog(log.tasks, episodes, turns, log.evidence, log.source), world.pool, world.encoder,
                        world.own_turns, world.own_proposals)
 
-
+# %% ../../nbs/analyses/04_contrast.ipynb #cell-041
 WORLDS = {
     "as logged": lambda world, train, seed: world,
     "permuted histories": permuted_histories,
@@ -218,8 +224,8 @@ WORLDS = {
        doubted(world, share, seed) for share in (0.05, 0.2)},
 }
 
-# %% ../../nbs/analyses/04_contrast.ipynb #cell-015
-def chosen_rows(offers: Offers, tasks: pd.DataFrame, budgets) -> pd.DataFrame:
+# %% ../../nbs/analyses/04_contrast.ipynb #cell-044
+def chosen_rows(offers: Offers, tasks: pd.DataFrame, budgets: Sequence[float] | np.ndarray) -> pd.DataFrame:
     "What the settings that training tasks choose give on the test tasks, and what the test tasks would have chosen."
     frames = []
     for by, mixed in (("training tasks", offers.chosen(budgets)), ("test tasks (bound)", offers.seen_best(budgets))):
@@ -231,8 +237,8 @@ def chosen_rows(offers: Offers, tasks: pd.DataFrame, budgets) -> pd.DataFrame:
                 task_id=tasks["task_id"].to_numpy(), domain=tasks["domain"].to_numpy(), score=score, cost_usd=cost)))
     return pd.concat(frames, ignore_index=True)
 
-
-def best_variant(offers: Offers, budgets) -> str:
+# %% ../../nbs/analyses/04_contrast.ipynb #cell-047
+def best_variant(offers: Offers, budgets: Sequence[float] | np.ndarray) -> str:
     "The variant whose own settings do best on training tasks, over all budgets."
     def held_out(variant):
         own = offers.only(variant)
@@ -240,13 +246,13 @@ def best_variant(offers: Offers, budgets) -> str:
         return ((1 - share) * own.held_score[first] + share * own.held_score[second]).mean()
     return max(dict.fromkeys(v for v, _ in offers.settings), key=held_out)
 
-
-def complete_tasks(world: ReplayWorld, ids) -> np.ndarray:
+# %% ../../nbs/analyses/04_contrast.ipynb #cell-050
+def complete_tasks(world: ReplayWorld, ids: Iterable[str]) -> np.ndarray:
     "Row numbers of the tasks `ids` that have every model's run: where one is missing, no plan with it can be replayed."
     rows = world.task_index[list(ids)].to_numpy()
     return rows[~world.absent[rows].any(1)]
 
-
+# %% ../../nbs/analyses/04_contrast.ipynb #cell-053
 def run_contrast(world: ReplayWorld, split: Split, rights: Rights, settings: ContrastSettings, seed: int) -> dict:
     "Every family on one split: {chosen: per budget and task; rollouts, moves: MTRouter-cost, as the protocol's}."
     train, test = (complete_tasks(world, ids) for ids in (split.train, split.test))
@@ -266,7 +272,7 @@ def run_contrast(world: ReplayWorld, split: Split, rights: Rights, settings: Con
     return dict(chosen=chosen.assign(rights=rights.name, fold=split.name), rollouts=rollouts,
                 moves=pd.concat(moves) if moves else pd.DataFrame(columns=MOVES))
 
-# %% ../../nbs/analyses/04_contrast.ipynb #cell-018
+# %% ../../nbs/analyses/04_contrast.ipynb #cell-056
 @dataclass(frozen=True)
 class Piece:
     "One stored piece: a world (a key of `WORLDS`), a fold seed, a split, rights."
@@ -275,24 +281,26 @@ class Piece:
     split: Split
     rights: Rights
 
-
-def contrast_pieces(world, settings: ContrastSettings, worlds, seeds, kind: str) -> list:
+# %% ../../nbs/analyses/04_contrast.ipynb #cell-058
+def contrast_pieces(world: ReplayWorld, settings: ContrastSettings, worlds: Iterable[str], seeds: Sequence[int],
+                    kind: str) -> list[Piece]:
     return [Piece(name, seed, split, rights) for name in worlds for seed in seeds
             for split in splits(world.tasks, settings.folds, seed) if split.kind == kind for rights in RIGHTS]
 
-
+# %% ../../nbs/analyses/04_contrast.ipynb #cell-061
 def contrast_settings(run: Experiment) -> ContrastSettings:
     "Those of the full protocol, or of a smoke run."
     return ContrastSettings() if run.settings.folds == ContrastSettings().folds else SMOKE_CONTRAST
 
-
+# %% ../../nbs/analyses/04_contrast.ipynb #cell-064
 def _compute(world, piece, settings, change):
     train = world.task_index[list(piece.split.train)].to_numpy()
     changed = change(world, train, piece.seed)
     return run_contrast(changed, piece.split, piece.rights, settings, piece.seed)
 
-
-def stored_pieces(run: Experiment, pieces: list, compute, label: str, workers: int = 2, progress: bool = True) -> dict:
+# %% ../../nbs/analyses/04_contrast.ipynb #cell-066
+def stored_pieces(run: Experiment, pieces: list[Piece], compute: Callable, label: str, workers: int = 2,
+                  progress: bool = True) -> dict:
     "The frames of `compute(world, piece, settings, change)` over `pieces`, joined by table, with `world` and `seed`."
     settings, world = contrast_settings(run), run.world
     jobs = [(world, piece, settings, WORLDS[piece.world]) for piece in pieces]
@@ -300,15 +308,15 @@ def stored_pieces(run: Experiment, pieces: list, compute, label: str, workers: i
     return {table: pd.concat([frames[table].assign(world=p.world, seed=p.seed) for p, frames in zip(pieces, parts)],
                              ignore_index=True) for table in parts[0]}
 
-
-def contrast_results(run: Experiment, worlds=("as logged",), seeds=None, kind: str = "test", workers: int = 2,
-                     progress: bool = True) -> dict:
+# %% ../../nbs/analyses/04_contrast.ipynb #cell-068
+def contrast_results(run: Experiment, worlds: Iterable[str] = ("as logged",), seeds: Sequence[int] | None = None,
+                     kind: str = "test", workers: int = 2, progress: bool = True) -> dict:
     "{chosen, rollouts, moves} over `worlds` (keys of `WORLDS`), fold `seeds` (None: all) and splits of `kind`, stored."
     settings = contrast_settings(run)
     pieces = contrast_pieces(run.world, settings, worlds, settings.seeds if seeds is None else seeds, kind)
     return stored_pieces(run, pieces, _compute, "contrast", workers, progress)
 
-
+# %% ../../nbs/analyses/04_contrast.ipynb #cell-070
 def with_planning(run: Experiment, workers: int = 2) -> Experiment:
     "The experiment with MTRouter-cost among its rows: both kinds of split, the first fold seed."
     first = contrast_settings(run).seeds[:1]
@@ -321,15 +329,15 @@ def with_planning(run: Experiment, workers: int = 2) -> Experiment:
     rollouts, moves = joined("rollouts"), joined("moves")
     return replace(run, results=replace(run.results, rollouts=rollouts, moves=moves))
 
-# %% ../../nbs/analyses/04_contrast.ipynb #cell-020
+# %% ../../nbs/analyses/04_contrast.ipynb #cell-072
 def per_task(chosen: pd.DataFrame, by: str = "training tasks") -> pd.DataFrame:
     "Mean over budgets and fold seeds: one row per (world, rights, family, task_id) with score and cost_usd."
     rows = chosen[chosen["chosen_by"] == by]
     keys = ["world", "rights", "family", "task_id"]
     return rows.groupby(keys, sort=False)[["score", "cost_usd"]].mean().reset_index()
 
-# %% ../../nbs/analyses/04_contrast.ipynb #cell-022
-def holm(p) -> np.ndarray:
+# %% ../../nbs/analyses/04_contrast.ipynb #cell-075
+def holm(p: Sequence[float] | np.ndarray | pd.Series) -> np.ndarray:
     "p values adjusted by Holm's step-down rule."
     p = np.asarray(p, float)
     order = p.argsort()
@@ -338,7 +346,7 @@ def holm(p) -> np.ndarray:
     out[order] = adjusted.clip(max=1)
     return out
 
-# %% ../../nbs/analyses/04_contrast.ipynb #cell-025
+# %% ../../nbs/analyses/04_contrast.ipynb #cell-078
 SEEN = norm.ppf(0.975) + norm.ppf(0.8)  # standard errors from zero to a difference seen with 80 % power
 
 
@@ -350,7 +358,7 @@ def difference(first: pd.Series, second: pd.Series, seed: int = 0) -> dict:
                 p=float(ttest_1samp(d, 0).pvalue) if d.std() > 0 else float(d[0] == 0),
                 smallest=SEEN * d.std(ddof=1) / np.sqrt(len(d)))
 
-# %% ../../nbs/analyses/04_contrast.ipynb #cell-028
+# %% ../../nbs/analyses/04_contrast.ipynb #cell-081
 def contrast_table(chosen: pd.DataFrame, family: str = PLANS, other: str = CASCADES) -> pd.DataFrame:
     """The contrast per (world, rights): scores and dollars of both, `difference` of scores, its interval, p, Holm's p.
 
@@ -365,14 +373,14 @@ def contrast_table(chosen: pd.DataFrame, family: str = PLANS, other: str = CASCA
     table = table.assign(p_holm=table.groupby("world")["p"].transform(holm))
     return _in_order(table)
 
-
+# %% ../../nbs/analyses/04_contrast.ipynb #cell-083
 def _in_order(table: pd.DataFrame) -> pd.DataFrame:
     "Rows by world and rights, as these are named here."
     place = {name: i for i, name in enumerate([*WORLDS, *(r.name for r in RIGHTS)])}
     return table.sort_values(["world", "rights"], key=lambda column: column.map(place), kind="stable",
                              ignore_index=True)
 
-# %% ../../nbs/analyses/04_contrast.ipynb #cell-031
+# %% ../../nbs/analyses/04_contrast.ipynb #cell-086
 def frontier(chosen: pd.DataFrame) -> pd.DataFrame:
     "Score and cost with 95 % intervals per (world, rights, family, chosen_by, budget), over tasks; seeds averaged."
     keys = ["world", "rights", "family", "chosen_by", "budget"]
@@ -382,7 +390,7 @@ def frontier(chosen: pd.DataFrame) -> pd.DataFrame:
     return score.mean(axis=1).rename("score").to_frame().assign(
         score_low=low, score_high=high, cost_usd=mean["cost_usd"].unstack("task_id").mean(axis=1)).reset_index()
 
-# %% ../../nbs/analyses/04_contrast.ipynb #cell-034
+# %% ../../nbs/analyses/04_contrast.ipynb #cell-089
 def against_logged(chosen: pd.DataFrame, family: str = PLANS) -> pd.DataFrame:
     "What `family` scores in each changed world less what it scores as logged, per (world, rights), on the same seeds."
     seeds = chosen.loc[chosen["world"] != "as logged", "seed"].unique()
@@ -392,7 +400,7 @@ def against_logged(chosen: pd.DataFrame, family: str = PLANS) -> pd.DataFrame:
                                         **difference(row, wide.loc[("as logged", rights)]))
                                    for (world, rights), row in wide.iterrows() if world != "as logged"]))
 
-# %% ../../nbs/analyses/04_contrast.ipynb #cell-037
+# %% ../../nbs/analyses/04_contrast.ipynb #cell-092
 FOR_ALL = "One cascade for all tasks"
 
 
@@ -410,24 +418,24 @@ def _one_cascade(world, settings, rights) -> pd.DataFrame:
             frames.append(rows.assign(seed=seed, fold=split.name))
     return pd.concat(frames, ignore_index=True).assign(world="as logged", rights=rights.name)
 
-
+# %% ../../nbs/analyses/04_contrast.ipynb #cell-094
 def one_cascade(run: Experiment, workers: int = 2, progress: bool = True) -> pd.DataFrame:
     "`chosen` rows of cascades that are the same for all tasks: retry without a choice. Stored with the experiment's."
     settings, world = contrast_settings(run), run.world
     jobs = [(world, settings, rights) for rights in RIGHTS]
     return pd.concat(stored_all(_one_cascade, jobs, "cascades", workers, progress), ignore_index=True)
 
-# %% ../../nbs/analyses/04_contrast.ipynb #cell-038
+# %% ../../nbs/analyses/04_contrast.ipynb #cell-096
 # The same planners' plan, kept to its end, is what a choice per episode gives; weighing again is what a turn gives.
 STEPS = (SINGLES, FOR_ALL, COMMITTED, PLANS)
 
 
-def waterfall(chosen: pd.DataFrame, steps=STEPS) -> pd.DataFrame:
+def waterfall(chosen: pd.DataFrame, steps: Sequence[str] = STEPS) -> pd.DataFrame:
     "What each family adds to the one before it, per (world, rights): difference with its interval."
     return pd.concat([contrast_table(chosen, new, old) for old, new in zip(steps, steps[1:])], ignore_index=True)
 
-# %% ../../nbs/analyses/04_contrast.ipynb #cell-040
-def mtrouter_cost(world, settings, train):
+# %% ../../nbs/analyses/04_contrast.ipynb #cell-099
+def mtrouter_cost(world: ReplayWorld, settings: Settings, train: Sequence[str]) -> Callable:
     "MTRouter-cost at price 0, learned from the tasks `train` (ids): a function (tasks, rights) -> router."
     full = settings.folds == ContrastSettings().folds
     config = (ContrastSettings() if full else SMOKE_CONTRAST).planner

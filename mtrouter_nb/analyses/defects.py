@@ -7,7 +7,7 @@ __all__ = ['RIGHT', 'NOISE', 'PEAK', 'BOTH', 'STUDIED', 'NoisyEmbedLLM', 'every_
            'blind_frugalgpt', 'slips']
 
 # %% ../../nbs/analyses/09_defects.ipynb #cell-002
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
@@ -32,12 +32,12 @@ from ..single_turn.two_model import FrugalGPT
 class NoisyEmbedLLM(EmbedLLM):
     "EmbedLLM with the noise of its training in every answer, as `mf.py` has it: asked twice, it may choose otherwise."
 
-    def fit(self, embeddings, score, cost) -> "NoisyEmbedLLM":
+    def fit(self, embeddings: np.ndarray, score: np.ndarray, cost: np.ndarray) -> "NoisyEmbedLLM":
         "As `EmbedLLM`."
         self._rng = np.random.default_rng(self.seed)
         return super().fit(embeddings, score, cost)
 
-    def predict(self, embeddings) -> np.ndarray:
+    def predict(self, embeddings: np.ndarray) -> np.ndarray:
         "Log odds of success (n, M) for `embeddings` (n, d), with noise."
         clean = super().predict(embeddings)
         with torch.no_grad(): weight = self.network.collapsed()[0].numpy()
@@ -57,7 +57,7 @@ def _states(kinds: tuple):
     try: yield found
     finally: hook.remove()
 
-
+# %% ../../nbs/analyses/09_defects.ipynb #cell-009
 @dataclass
 class _Watched(GraphRouter):
     "GraphRouter for scores alone, and what it says to the prompts `asked` at each look."
@@ -73,7 +73,7 @@ class _Watched(GraphRouter):
             self.said.append(self._rated(net, models, ~np.isnan(utility).all(0), *self._inputs(self.asked)))
         return models, gain
 
-
+# %% ../../nbs/analyses/09_defects.ipynb #cell-011
 def every_look(router: SingleTurnRouter, matrix: OutcomeMatrix, queries: Queries, asked: Queries) -> np.ndarray:
     """(1 + L, n, M): how good a model is for each of the prompts `asked`, by `router` once fitted on `matrix`, and by
     what it was at each of its L looks at held-out rows.
@@ -85,7 +85,7 @@ def every_look(router: SingleTurnRouter, matrix: OutcomeMatrix, queries: Queries
         return np.stack([watched.choose(asked).ranking, *watched.said])
     return _at_each_look(router, matrix, queries, lambda: router.choose(asked).ranking)
 
-
+# %% ../../nbs/analyses/09_defects.ipynb #cell-013
 def _at_each_look(router, matrix, queries, ask: Callable) -> np.ndarray:
     "What `ask` returns once `router` is fitted, and with its network as it was at each look."
     with _states((ModelFactors, DualContrastive, PromptModelGraph)) as states: router.fit(matrix, queries)
@@ -95,20 +95,22 @@ def _at_each_look(router, matrix, queries, ask: Callable) -> np.ndarray:
         said.append(ask())
     return np.stack(said)
 
-# %% ../../nbs/analyses/09_defects.ipynb #cell-010
+# %% ../../nbs/analyses/09_defects.ipynb #cell-016
 RIGHT, NOISE, PEAK, BOTH = "right", "noise when routing", "epoch by test score", "both"
+
+# %% ../../nbs/analyses/09_defects.ipynb #cell-018
 def noisy_embedllm(seed: int = 0) -> Utility:
     "`embedllm` with noise when it routes."
     return Utility(NoisyEmbedLLM(**asdict(embedllm(seed).router)), "EmbedLLM")
 
-
+# %% ../../nbs/analyses/09_defects.ipynb #cell-021
 STUDIED: dict[str, Callable] = {
     "RouterDC": routerdc, "EmbedLLM": noisy_embedllm, "MODEL-SAT": lambda seed: ModelSAT(seed=seed),
     "GraphRouter": lambda seed: GraphRouter(seed=seed),
 }
 
-
-def chosen_by_slip(said: np.ndarray, matrix: OutcomeMatrix, names=(RIGHT, PEAK)) -> dict:
+# %% ../../nbs/analyses/09_defects.ipynb #cell-023
+def chosen_by_slip(said: np.ndarray, matrix: OutcomeMatrix, names: Sequence[str] = (RIGHT, PEAK)) -> dict:
     """Slip -> models chosen (n,), from what `every_look` found, and the scores `matrix` of the prompts asked: the
     router as it should be, and by its most accurate look."""
     answerer = np.where(np.isnan(said), -np.inf, said).argmax(2)
@@ -116,7 +118,7 @@ def chosen_by_slip(said: np.ndarray, matrix: OutcomeMatrix, names=(RIGHT, PEAK))
     accuracy = mean_of_datasets(score, np.ones((1, len(matrix))), matrix.dataset)[0]
     return dict(zip(names, (answerer[0], answerer[1 + np.nanargmax(accuracy[1:])])))
 
-
+# %% ../../nbs/analyses/09_defects.ipynb #cell-026
 def _slips(matrix, queries, seed, studied) -> pd.DataFrame:
     "Columns method, slip, answerer: every slip of every router on the test rows of a seed."
     train, *_, test = rows_of(matrix, seed)
@@ -130,7 +132,7 @@ def _slips(matrix, queries, seed, studied) -> pd.DataFrame:
         parts += [pd.DataFrame(dict(method=name, slip=slip, answerer=who)) for slip, who in chosen.items()]
     return pd.concat(parts, ignore_index=True)
 
-
+# %% ../../nbs/analyses/09_defects.ipynb #cell-028
 def _with_and_without(utility, matrix, queries, asked):
     "`every_look` of EmbedLLM, and of it with noise, from one fit: noise when routing changes nothing of the learning."
     router = utility.router
@@ -138,14 +140,14 @@ def _with_and_without(utility, matrix, queries, asked):
         EmbedLLM.predict(router, asked.embeddings), router.predict(asked.embeddings)]))
     return both[:, 0], both[:, 1]
 
-
+# %% ../../nbs/analyses/09_defects.ipynb #cell-030
 def blind_frugalgpt(seed: int = 0) -> FrugalGPT:
     "FrugalGPT whose scorer reads the prompt alone: the same text, and chance, whichever model has answered."
     return FrugalGPT(sees_answer=False, seed=seed, name="FrugalGPT, blind")
 
-
-def slips(matrix: OutcomeMatrix, queries: Queries, seeds=SEEDS, studied: dict = None, workers: int = 2,
-          progress: bool = True) -> dict:
+# %% ../../nbs/analyses/09_defects.ipynb #cell-033
+def slips(matrix: OutcomeMatrix, queries: Queries, seeds: Sequence[int] = SEEDS, studied: dict | None = None,
+          workers: int = 2, progress: bool = True) -> dict:
     """method -> one `Scores` per seed, with a row per slip (the method's name there), computed once.
 
     `studied`: method -> its router for a seed; all of `STUDIED` when None.
@@ -155,7 +157,7 @@ def slips(matrix: OutcomeMatrix, queries: Queries, seeds=SEEDS, studied: dict = 
     return {method: [_scores(matrix, seed, table[table["method"] == method]) for seed, table in zip(seeds, tables)]
             for method in studied}
 
-
+# %% ../../nbs/analyses/09_defects.ipynb #cell-035
 def _scores(matrix, seed, table) -> Scores:
     test = matrix.take(rows_of(matrix, seed)[3])
     n, parts = np.arange(len(test)), []

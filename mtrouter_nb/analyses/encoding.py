@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 from ..core.splits import stratified_folds
 from ..core.store import stored
 from ..core.text import Cut
-from ..data.sources import sample_tasks
+from ..core.splits import sample_tasks
 from ..data.turns import TurnLog
 from ..multi_turn.evaluation import Experiment, splits
 from ..multi_turn.history import HistoryEncoder

@@ -11,6 +11,7 @@ __all__ = ['BRACKET', 'CANDIDATES', 'ESTIMATES', 'SMOKE_NOISE', 'CEILING', 'SAME
            'retry_or_others', 'retry_table']
 
 # %% ../../nbs/analyses/07_noise.ipynb #cell-002
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import comb
@@ -42,7 +43,7 @@ class Repeats:
         "How many of its R runs each model won on each task, (n, M)."
         return self.success.sum(0)
 
-
+# %% ../../nbs/analyses/07_noise.ipynb #cell-006
 def repeats_of(matrix: OutcomeMatrix) -> Repeats:
     "The successes of a matrix with a repeat index. Raises `OutcomeError` without repeats, or for a score not 0 or 1."
     items = matrix.items.drop_duplicates("item_id").reset_index(drop=True)
@@ -59,22 +60,22 @@ def repeats_of(matrix: OutcomeMatrix) -> Repeats:
     return Repeats(matrix.name, score[..., whole] > 0, items[["item_id", "dataset"]], tuple(names[whole]),
                    tuple(names[~whole]), matrix.evidence)
 
-# %% ../../nbs/analyses/07_noise.ipynb #cell-007
+# %% ../../nbs/analyses/07_noise.ipynb #cell-009
 def simulated_odds(n: int = 60, models: int = 8, own: float = 2.0, seed: int = 0) -> np.ndarray:
     "Success probabilities (n, models) with log-odds of ease N(-1, 3), strength N(0, 1) and own part N(0, own)."
     rng = np.random.default_rng(seed)
     ease, strength = rng.normal(-1, 3, (n, 1)), rng.normal(0, 1, models)
     return expit(ease + strength + rng.normal(0, own, (n, models)))
 
-
+# %% ../../nbs/analyses/07_noise.ipynb #cell-012
 def simulated_repeats(odds: np.ndarray, runs: int = 4, seed: int = 1) -> Repeats:
     "`runs` independent runs at the probabilities `odds` (n, M)."
     success = np.random.default_rng(seed).random((runs, *odds.shape)) < odds
     items = pd.DataFrame(dict(item_id=[f"task {i}" for i in range(len(odds))], dataset="simulated"))
     return Repeats("simulated", success, items, tuple(f"model {m}" for m in range(odds.shape[1])), evidence="simulated")
 
-# %% ../../nbs/analyses/07_noise.ipynb #cell-010
-def select_and_score(success: np.ndarray, train, ties: str = "means") -> np.ndarray:
+# %% ../../nbs/analyses/07_noise.ipynb #cell-015
+def select_and_score(success: np.ndarray, train: Sequence[int], ties: str = "means") -> np.ndarray:
     """Per task, the score on the runs not in `train` of the model with most successes in `train`, (n,).
 
     success: (R, n, M). ties: "means" (of the training runs, over all tasks; what still ties is averaged) or "random"
@@ -87,41 +88,41 @@ def select_and_score(success: np.ndarray, train, ties: str = "means") -> np.ndar
     chosen = np.isclose(merit, merit.max(1, keepdims=True))
     return (success[held].mean(0) * chosen).sum(1) / chosen.sum(1)
 
-
+# %% ../../nbs/analyses/07_noise.ipynb #cell-018
 def leave_one_run_out(success: np.ndarray, ties: str = "means") -> np.ndarray:
     "Chosen on all runs but one, scored on that one, mean over the runs, (n,)."
     runs = range(len(success))
     return np.mean([select_and_score(success, [r for r in runs if r != out], ties) for out in runs], axis=0)
 
-
+# %% ../../nbs/analyses/07_noise.ipynb #cell-021
 def half_splits(success: np.ndarray, ties: str = "random") -> np.ndarray:
     "Chosen on half of the runs, scored on the rest, mean over all such splits, (n,)."
     halves = combinations(range(len(success)), len(success) // 2)
     return np.mean([select_and_score(success, list(half), ties) for half in halves], axis=0)
 
-# %% ../../nbs/analyses/07_noise.ipynb #cell-013
+# %% ../../nbs/analyses/07_noise.ipynb #cell-024
 def naive_oracle(success: np.ndarray) -> np.ndarray:
     "Share of the runs in which any model was right, (n,)."
     return success.max(2).mean(0)
 
-
+# %% ../../nbs/analyses/07_noise.ipynb #cell-027
 def pooled_oracle(success: np.ndarray) -> np.ndarray:
     "Whether any model was right in any run, (n,)."
     return success.max((0, 2)).astype(float)
 
-
+# %% ../../nbs/analyses/07_noise.ipynb #cell-030
 def best_single(success: np.ndarray) -> np.ndarray:
     "Mean over runs of the model with the best mean over runs and tasks, (n,)."
     return success.mean(0)[:, success.mean((0, 1)).argmax()]
 
-
+# %% ../../nbs/analyses/07_noise.ipynb #cell-033
 BRACKET = {"best single model": best_single,
            "half-splits, random ties": half_splits,
            "leave one run out": leave_one_run_out,
            "naive oracle": naive_oracle,
            "pooled oracle, any of all runs": pooled_oracle}
 
-# %% ../../nbs/analyses/07_noise.ipynb #cell-016
+# %% ../../nbs/analyses/07_noise.ipynb #cell-036
 def shared_luck(success: np.ndarray, shuffles: int = 200, seed: int = 0) -> dict:
     "{value, low, high, p}: variance of summed residuals over that of independent models; low, high: 95 % of shuffles."
     left = success - success.mean(0)
@@ -131,7 +132,7 @@ def shared_luck(success: np.ndarray, shuffles: int = 200, seed: int = 0) -> dict
     return dict(value=ratio(left), low=float(np.quantile(null, .025)), high=float(np.quantile(null, .975)),
                 p=float((1 + (null >= ratio(left)).sum()) / (1 + shuffles)))
 
-# %% ../../nbs/analyses/07_noise.ipynb #cell-019
+# %% ../../nbs/analyses/07_noise.ipynb #cell-039
 def _polya_gamma(count: float, tilt: np.ndarray, rng, terms: int = 4) -> np.ndarray:
     "Draws of PG(count, tilt): the first terms of its sum of gammas, and the mean of the rest (variance off by 0.04 %)."
     bend, half = (tilt / (2 * np.pi)) ** 2, np.maximum(np.abs(tilt) / 2, 1e-6)
@@ -142,7 +143,7 @@ def _polya_gamma(count: float, tilt: np.ndarray, rng, terms: int = 4) -> np.ndar
         mean += count * scale
     return drawn + np.maximum(count / 4 * np.tanh(half) / half - mean, 0)
 
-
+# %% ../../nbs/analyses/07_noise.ipynb #cell-042
 def _regressions(weight, target, design, precision, mean, rng) -> np.ndarray:
     "One posterior draw of each row's coefficients (n, K): target (n, M) ~ N(design (M, K) · row, 1 / weight (n, M))."
     inner = np.einsum("ij,jk,jl->ikl", weight, design, design, optimize=True) + np.diag(precision)
@@ -151,12 +152,12 @@ def _regressions(weight, target, design, precision, mean, rng) -> np.ndarray:
     half = np.linalg.solve(root, right[..., None]) + rng.standard_normal(right.shape)[..., None]
     return np.linalg.solve(root.transpose(0, 2, 1), half)[..., 0]
 
-# %% ../../nbs/analyses/07_noise.ipynb #cell-021
+# %% ../../nbs/analyses/07_noise.ipynb #cell-044
 def _inverse_gamma(squares, count, rng):
     "A draw of a variance from `count` normals whose squares sum to `squares`; prior: one more, of size 1."
     return (1 + squares) / 2 / rng.standard_gamma((count + 1) / 2)
 
-
+# %% ../../nbs/analyses/07_noise.ipynb #cell-046
 class _Chain:
     "Gibbs chain of the low-rank logistic model on wins (n, M) of `runs` runs."
 
@@ -209,7 +210,7 @@ class _Chain:
         variance = 1 / (omega + self.own_scale ** -2)
         self.own = variance * omega * left + np.sqrt(variance) * self.rng.standard_normal(left.shape)
 
-
+# %% ../../nbs/analyses/07_noise.ipynb #cell-048
 @dataclass(frozen=True)
 class LowRank:
     "Low-rank logistic candidate, with or without each cell's own part."
@@ -229,22 +230,22 @@ class LowRank:
             out[i] = chain.odds()
         return out
 
-
+# %% ../../nbs/analyses/07_noise.ipynb #cell-051
 def ceiling(draws: np.ndarray) -> np.ndarray:
     "Posterior mean of the best model's success probability, per task, (n,), from draws (draws, n, M)."
     return draws.max(2).mean(0)
 
-# %% ../../nbs/analyses/07_noise.ipynb #cell-024
+# %% ../../nbs/analyses/07_noise.ipynb #cell-054
 _CONCENTRATIONS = np.geomspace(0.2, 60, 24)
 
-
+# %% ../../nbs/analyses/07_noise.ipynb #cell-056
 def _beta_fit(wins: np.ndarray, runs: int) -> np.ndarray:
     "Parameters (2,) of the beta that makes `wins` (n,) most likely; a wide prior on their logs keeps them finite."
     loss = lambda x: (x ** 2).sum() / 18 - (betaln(np.exp(x[0]) + wins, np.exp(x[1]) + runs - wins)
                                            - betaln(*np.exp(x))).sum()
     return np.exp(minimize(loss, np.zeros(2), method="L-BFGS-B").x)
 
-
+# %% ../../nbs/analyses/07_noise.ipynb #cell-059
 def _beta_likelihood(wins, runs, mean, concentration) -> float:
     "Log-likelihood of `wins` under betas of these means (n, M), up to a constant, by rising factorials."
     a, b, value = concentration * mean, concentration * (1 - mean), np.ones_like(mean)
@@ -252,7 +253,7 @@ def _beta_likelihood(wins, runs, mean, concentration) -> float:
         value *= np.where(wins > i, a + i, 1) * np.where(runs - wins > i, b + i, 1) / (concentration + i)
     return float(np.log(value).sum())
 
-
+# %% ../../nbs/analyses/07_noise.ipynb #cell-062
 @dataclass(frozen=True)
 class BetaBinomial:
     "Beta-binomial candidate; `by`: model, task, or both."
@@ -278,12 +279,13 @@ class BetaBinomial:
             out[i] = rng.beta(c * mean + wins, c * (1 - mean) + runs - wins)
         return out
 
-
+# %% ../../nbs/analyses/07_noise.ipynb #cell-065
 CANDIDATES = (*map(BetaBinomial, ("model", "task", "both")),
               *(LowRank(rank, own) for own in (False, True) for rank in range(5)))
 
-# %% ../../nbs/analyses/07_noise.ipynb #cell-027
-def held_out_likelihood(success, candidate, draws: int, burn: int, seed: int = 0) -> np.ndarray:
+# %% ../../nbs/analyses/07_noise.ipynb #cell-068
+def held_out_likelihood(success: np.ndarray, candidate: LowRank | BetaBinomial, draws: int, burn: int,
+                        seed: int = 0) -> np.ndarray:
     "Mean log-likelihood of a cell in the run that was left out, per task, (n,)."
     total = np.zeros(success.shape[1])
     for out in range(len(success)):
@@ -292,7 +294,7 @@ def held_out_likelihood(success, candidate, draws: int, burn: int, seed: int = 0
         total += np.log(np.where(success[out], odds, 1 - odds)).mean(1)
     return total / len(success)
 
-
+# %% ../../nbs/analyses/07_noise.ipynb #cell-071
 def _ends(success) -> tuple: return leave_one_run_out(success).mean(), naive_oracle(success).mean()
 
 
@@ -302,8 +304,9 @@ def simulated_ends(draws: np.ndarray, runs: int, worlds: int, seed: int = 0) -> 
     picked = draws[np.linspace(0, len(draws) - 1, worlds).astype(int)]
     return np.array([_ends(rng.random((runs, *odds.shape)) < odds) for odds in picked])
 
-
-def judge(success: np.ndarray, candidate, draws: int = 300, burn: int = 150, worlds: int = 200, seed: int = 0) -> dict:
+# %% ../../nbs/analyses/07_noise.ipynb #cell-074
+def judge(success: np.ndarray, candidate: LowRank | BetaBinomial, draws: int = 300, burn: int = 150, worlds: int = 200,
+          seed: int = 0) -> dict:
     "One row: held-out likelihood, ceiling with its 95 % posterior interval, simulated ends (95 %), and `admitted`."
     posterior = candidate.draw(success.sum(0), len(success), draws, burn, seed)
     ends = np.quantile(simulated_ends(posterior, len(success), worlds, seed), [.025, .975], axis=0)
@@ -314,7 +317,7 @@ def judge(success: np.ndarray, candidate, draws: int = 300, burn: int = 150, wor
                 ceiling=float(ceiling(posterior).mean()), low=low, high=high, below_low=ends[0, 0],
                 below_high=ends[1, 0], above_low=ends[0, 1], above_high=ends[1, 1], admitted=all(inside))
 
-# %% ../../nbs/analyses/07_noise.ipynb #cell-030
+# %% ../../nbs/analyses/07_noise.ipynb #cell-077
 ESTIMATES = {"half-splits, random ties": half_splits,
              "half-splits, ties by means": lambda success: half_splits(success, "means"),
              "leave one run out, random ties": lambda success: leave_one_run_out(success, "random"),
@@ -323,8 +326,9 @@ ESTIMATES = {"half-splits, random ties": half_splits,
              "naive oracle": naive_oracle,
              "pooled oracle, any of all runs": pooled_oracle}
 
-
-def known_truth(odds: np.ndarray, runs: int, candidate, draws=150, burn=100, seed: int = 0) -> pd.DataFrame:
+# %% ../../nbs/analyses/07_noise.ipynb #cell-079
+def known_truth(odds: np.ndarray, runs: int, candidate: LowRank | BetaBinomial, draws: int = 150, burn: int = 100,
+                seed: int = 0) -> pd.DataFrame:
     "Estimates of the ceiling on `runs` runs simulated at `odds` (worlds, n, M): one row per world and estimate."
     rng, rows = np.random.default_rng(seed), []
     for number, world in enumerate(odds):
@@ -337,13 +341,13 @@ def known_truth(odds: np.ndarray, runs: int, candidate, draws=150, burn=100, see
                  for k, v in found.items()]
     return pd.DataFrame(rows)
 
-
+# %% ../../nbs/analyses/07_noise.ipynb #cell-082
 def errors(worlds: pd.DataFrame) -> pd.DataFrame:
     "Mean error of each estimate of `known_truth` and the central 95 % of its errors."
     error = (worlds["value"] - worlds["truth"]).groupby(worlds["estimate"], sort=False)
     return pd.DataFrame(dict(value=error.mean(), low=error.quantile(.025), high=error.quantile(.975)))
 
-# %% ../../nbs/analyses/07_noise.ipynb #cell-033
+# %% ../../nbs/analyses/07_noise.ipynb #cell-085
 @dataclass(frozen=True)
 class NoiseSettings:
     "Lengths of the chains (kept draws, dropped steps) and numbers of simulated worlds."
@@ -358,13 +362,13 @@ class NoiseSettings:
 SMOKE_NOISE = NoiseSettings(draws=60, burn=40, worlds=12,
                             candidates=(BetaBinomial("task"), LowRank(0, own=False), LowRank(0), LowRank(1)))
 
-
+# %% ../../nbs/analyses/07_noise.ipynb #cell-087
 def chosen_candidate(verdicts: pd.DataFrame) -> str | None:
     "The admitted candidate with the best held-out likelihood; None where none is admitted."
     admitted = verdicts[verdicts["admitted"]]
     return None if admitted.empty else admitted.loc[admitted["likelihood"].idxmax(), "candidate"]
 
-
+# %% ../../nbs/analyses/07_noise.ipynb #cell-090
 def _fitted(success, candidate, settings) -> dict:
     "The chosen candidate on longer chains: per-task ceiling, and worlds of known truth from it and from a wrong one."
     args = success.sum(0), len(success)
@@ -377,7 +381,7 @@ def _fitted(success, candidate, settings) -> dict:
     worlds = pd.concat([own.assign(truth_from=candidate.name), other.assign(truth_from=settings.wrong.name)])
     return dict(ceiling=pd.DataFrame(dict(ceiling=ceiling(posterior).astype(float))), worlds=worlds)
 
-
+# %% ../../nbs/analyses/07_noise.ipynb #cell-092
 def noise_results(repeats: Repeats, settings: NoiseSettings = NoiseSettings(), progress: bool = True) -> dict:
     "{verdicts, ceiling (n), worlds}, from the cache or computed now; only verdicts where no candidate is admitted."
     chain = settings.draws, settings.burn, 200, settings.seed
@@ -394,7 +398,7 @@ def _judged(*args) -> pd.DataFrame:
     "`judge` as a table of one row."
     return pd.DataFrame([judge(*args)])
 
-# %% ../../nbs/analyses/07_noise.ipynb #cell-036
+# %% ../../nbs/analyses/07_noise.ipynb #cell-095
 CEILING = "router ceiling, model-based"
 
 
@@ -402,7 +406,7 @@ def _summary(quantity, value, sampled) -> dict:
     low, high = np.quantile(sampled, [.025, .975])
     return dict(quantity=quantity, value=float(value), low=float(low), high=float(high))
 
-
+# %% ../../nbs/analyses/07_noise.ipynb #cell-097
 def noise_table(success: np.ndarray, results: dict, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
     "Columns quantity, value, low, high: bracket, ceiling (where one is admitted), gaps and shares of the gap."
     rng = np.random.default_rng(seed)
@@ -421,13 +425,13 @@ def noise_table(success: np.ndarray, results: dict, resamples: int = 2000, seed:
     rows = [_summary(k, mean[k], sampled[k]) for k in per_task] + extra
     return pd.DataFrame(rows + _shares(mean, sampled))
 
-
+# %% ../../nbs/analyses/07_noise.ipynb #cell-099
 def _among_admitted(verdicts, value) -> dict:
     "The lowest and the highest ceiling of all admitted candidates."
     found = verdicts.loc[verdicts["admitted"], "ceiling"]
     return dict(quantity=f"{CEILING}, lowest and highest admitted", value=value, low=found.min(), high=found.max())
 
-
+# %% ../../nbs/analyses/07_noise.ipynb #cell-101
 def _shares(mean, sampled) -> list:
     "Gap from best single to naive oracle, and how much of it lies above each lower estimate."
     top, base, rows = "naive oracle", "best single model", []
@@ -442,13 +446,13 @@ def _shares(mean, sampled) -> list:
         if upper in mean: rows.append(_summary(name, mean[upper] - mean[base], sampled[upper] - sampled[base]))
     return rows
 
-# %% ../../nbs/analyses/07_noise.ipynb #cell-039
+# %% ../../nbs/analyses/07_noise.ipynb #cell-104
 def miss(wins: np.ndarray, runs: int) -> np.ndarray:
     "Chance that j runs of a model all fail, (runs + 1, n, M), without bias: C(runs - wins, j) / C(runs, j)."
     table = np.array([[comb(runs - s, j) / comb(runs, j) for s in range(runs + 1)] for j in range(runs + 1)])
     return table[:, wins]
 
-
+# %% ../../nbs/analyses/07_noise.ipynb #cell-107
 def greedy(chance: np.ndarray, k: int, again: bool) -> list[int]:
     "k models, each the one that lowers the mean chance that all fail most; `again`: a model may come up to R times."
     count, kept, order = np.zeros(chance.shape[2], int), np.ones(chance.shape[1]), []
@@ -462,13 +466,13 @@ def greedy(chance: np.ndarray, k: int, again: bool) -> list[int]:
         kept = chance[count, :, models].prod(0)
     return order
 
-
-def all_fail(chance: np.ndarray, order) -> np.ndarray:
+# %% ../../nbs/analyses/07_noise.ipynb #cell-110
+def all_fail(chance: np.ndarray, order: Sequence[int] | np.ndarray) -> np.ndarray:
     "Chance that every run of `order` (a model may stand there more than once) fails, (n,)."
     models, count = np.unique(order, return_counts=True)
     return chance[count, :, models].prod(0)
 
-# %% ../../nbs/analyses/07_noise.ipynb #cell-042
+# %% ../../nbs/analyses/07_noise.ipynb #cell-113
 SAME, OTHERS, FREE, SEEN = "same model", "different models", "free choice", "best fixed set, seen"
 
 
@@ -478,7 +482,7 @@ def _held_out(chance, train, test, k) -> dict:
     orders = {SAME: [int(seen[k].mean(0).argmin())] * k, OTHERS: greedy(seen, k, False), FREE: greedy(seen, k, True)}
     return {way: all_fail(chance[:, test], order) for way, order in orders.items()}
 
-
+# %% ../../nbs/analyses/07_noise.ipynb #cell-115
 def best_fixed_set(chance: np.ndarray, k: int) -> np.ndarray:
     "Chance per task, (n,), that all fail in the set of k different models that is best on these tasks."
     sets = np.array(list(combinations(range(chance.shape[2]), k)))
@@ -486,7 +490,7 @@ def best_fixed_set(chance: np.ndarray, k: int) -> np.ndarray:
     left = [one[:, part].prod(2).mean(0) for part in np.array_split(sets, max(len(sets) // 2000, 1))]
     return all_fail(chance, sets[np.concatenate(left).argmin()])
 
-
+# %% ../../nbs/analyses/07_noise.ipynb #cell-118
 def retry_or_others(success: np.ndarray, folds: int = 5, seeds: int = 5) -> pd.DataFrame:
     "Columns way, k, item (number), solved: the chance that one of k runs is right, per task, k = 1 to R."
     runs, n, m = success.shape
@@ -502,7 +506,7 @@ def retry_or_others(success: np.ndarray, folds: int = 5, seeds: int = 5) -> pd.D
         rows += [pd.DataFrame(dict(way=way, k=k, item=np.arange(n), solved=v)) for way, v in solved.items()]
     return pd.concat(rows, ignore_index=True)
 
-# %% ../../nbs/analyses/07_noise.ipynb #cell-044
+# %% ../../nbs/analyses/07_noise.ipynb #cell-121
 def retry_table(ways: pd.DataFrame, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
     "Columns quantity, value, low, high: each way's curve, and different models less the same model, at each k."
     wide = ways.pivot(index="item", columns=["way", "k"], values="solved")

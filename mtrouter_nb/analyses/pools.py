@@ -22,9 +22,11 @@ from sklearn.preprocessing import normalize
 from ..core.stats import pareto_optimal
 from ..data.outcomes import SEEDS, OutcomeMatrix, split
 from ..learners.fitting import spherical_clusters
+from ..single_turn.evaluation import Bench
+from ..single_turn.interface import Queries
 from ..single_turn.metrics import item_draws
 
-# %% ../../nbs/analyses/08_pools.ipynb #cell-004
+# %% ../../nbs/analyses/08_pools.ipynb #cell-006
 def item_weights(matrix: OutcomeMatrix, resamples: int = 1000, seed: int = 0) -> np.ndarray:
     "How often each row counts (1 + resamples, n): once in the sample itself, the first row, then in each resample."
     weights = np.zeros((1 + resamples, len(matrix)))
@@ -33,7 +35,7 @@ def item_weights(matrix: OutcomeMatrix, resamples: int = 1000, seed: int = 0) ->
         weights[:, rows] = counts[:, ids.get_indexer(matrix.items["item_id"].iloc[rows])]
     return weights
 
-
+# %% ../../nbs/analyses/08_pools.ipynb #cell-009
 def interval(samples: np.ndarray) -> dict:
     "value, low, high (...) of `samples` (1 + resamples, ...): the first, and 2.5 and 97.5 percentiles of the rest."
     value = samples[0]
@@ -41,7 +43,7 @@ def interval(samples: np.ndarray) -> dict:
     low, high = np.nanpercentile(some, [2.5, 97.5], axis=0) + 0 * value
     return dict(value=value, low=low, high=high)
 
-
+# %% ../../nbs/analyses/08_pools.ipynb #cell-012
 def _ratio(above, below):
     return np.divide(above, below, where=below > 0, out=np.full(np.broadcast(above, below).shape, np.nan))
 
@@ -51,13 +53,13 @@ def mean_over(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     known = ~np.isnan(values)
     return _ratio(np.tensordot(weights, np.where(known, values, 0), 1), np.tensordot(weights, known.astype(float), 1))
 
-
+# %% ../../nbs/analyses/08_pools.ipynb #cell-015
 def mean_of_datasets(values: np.ndarray, weights: np.ndarray, dataset: np.ndarray) -> np.ndarray:
     "Means over datasets (R, ...) of their means: AvgAcc for scores. `dataset` (n,): each row's number."
     parts = [dataset == d for d in np.unique(dataset)]
     return np.mean([mean_over(values[mine], weights[:, mine]) for mine in parts], axis=0)
 
-# %% ../../nbs/analyses/08_pools.ipynb #cell-008
+# %% ../../nbs/analyses/08_pools.ipynb #cell-018
 def top_models(matrix: OutcomeMatrix, weights: np.ndarray, k: int = 3) -> pd.DataFrame:
     "The `k` models of highest mean score per dataset, and `leads`, the share of resamples where it is best (or level)."
     rows = []
@@ -72,7 +74,7 @@ def top_models(matrix: OutcomeMatrix, weights: np.ndarray, k: int = 3) -> pd.Dat
                                       **{key: v[order] for key, v in found.items()})))
     return pd.concat(rows, ignore_index=True)
 
-
+# %% ../../nbs/analyses/08_pools.ipynb #cell-021
 def unique_solves(matrix: OutcomeMatrix, weights: np.ndarray) -> pd.DataFrame:
     "Per model: `count` of `n` rows that it alone solves, and their share; \"any\": rows that one model alone solves."
     known = ~np.isnan(matrix.score).any(1)
@@ -82,13 +84,13 @@ def unique_solves(matrix: OutcomeMatrix, weights: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame(dict(model=[*matrix.models, "any"], count=alone.sum(0).astype(int), n=int(known.sum()),
                              **interval(mean_over(alone, weights[:, known]))))
 
-
+# %% ../../nbs/analyses/08_pools.ipynb #cell-024
 def short_name(model: str) -> str:
     "`model` for a crowded figure: without its maker before an underscore, and with year and month of a date."
     name = re.sub(r"^[A-Za-z-]+_(?=.{8})", "", model)
     return re.sub(r"-20(\d\d)-?(\d\d)-?\d\d(?!\d)", r" \1-\2", name)
 
-# %% ../../nbs/analyses/08_pools.ipynb #cell-011
+# %% ../../nbs/analyses/08_pools.ipynb #cell-027
 def solved_again(matrix: OutcomeMatrix, weights: np.ndarray) -> dict:
     "Share of other repeats in which a model that alone solved a row solves the item again; missing without repeats."
     known = ~np.isnan(matrix.score).any(1)
@@ -102,7 +104,7 @@ def solved_again(matrix: OutcomeMatrix, weights: np.ndarray) -> dict:
     found = _ratio(weights[:, row] @ again, weights[:, row] @ tries) if len(row) else np.full(len(weights), np.nan)
     return interval(found) | dict(n=len(row))
 
-
+# %% ../../nbs/analyses/08_pools.ipynb #cell-030
 def dataset_gain(matrix: OutcomeMatrix, weights: np.ndarray, seeds: Sequence[int] = SEEDS) -> dict:
     "AvgAcc on test items of each dataset's best model less that of the best over all, both chosen on training items."
     rows, gain = [], []
@@ -115,8 +117,8 @@ def dataset_gain(matrix: OutcomeMatrix, weights: np.ndarray, seeds: Sequence[int
     rows, gain = np.concatenate(rows), np.concatenate(gain)
     return interval(mean_of_datasets(gain, weights[:, rows], matrix.dataset[rows])) | dict(n=len(np.unique(rows)))
 
-
-def dataset_means(matrix: OutcomeMatrix, rows) -> np.ndarray:
+# %% ../../nbs/analyses/08_pools.ipynb #cell-032
+def dataset_means(matrix: OutcomeMatrix, rows: np.ndarray) -> np.ndarray:
     "Mean known score (D, M) of each model on the `rows` of each dataset."
     return np.stack([mean_over(matrix.score[mine], np.ones((1, len(mine))))[0]
                      for mine in (rows[matrix.dataset[rows] == d] for d in range(len(matrix.datasets)))])
@@ -124,7 +126,7 @@ def dataset_means(matrix: OutcomeMatrix, rows) -> np.ndarray:
 
 def _safe(values): return np.where(np.isnan(values), -np.inf, values)
 
-# %% ../../nbs/analyses/08_pools.ipynb #cell-014
+# %% ../../nbs/analyses/08_pools.ipynb #cell-035
 @dataclass(frozen=True)
 class Routed:
     "Test rows (n,) of a matrix, seed by seed; per router its score (n,) there and, where it has one, a ranking (n, M)."
@@ -136,7 +138,7 @@ class Routed:
         if not np.array_equal(self.rows, other.rows): raise ValueError("The routers were not tested on the same rows.")
         return Routed(self.rows, {**self.score, **other.score}, {**self.ranking, **other.ranking})
 
-
+# %% ../../nbs/analyses/08_pools.ipynb #cell-038
 def parts_of(matrix: OutcomeMatrix, seeds: Sequence[int] = SEEDS) -> list:
     "(training, fit, validation, test) rows per seed; fit (four fifths) and validation make up training."
     parts = []
@@ -146,7 +148,7 @@ def parts_of(matrix: OutcomeMatrix, seeds: Sequence[int] = SEEDS) -> list:
         parts.append((train, train[fit], train[held], test))
     return parts
 
-
+# %% ../../nbs/analyses/08_pools.ipynb #cell-041
 BOUNDS = ("Best single", "Best per dataset", "Random", "Oracle")
 
 
@@ -165,8 +167,8 @@ def yardsticks(matrix: OutcomeMatrix, parts: list) -> Routed:
     return Routed(np.concatenate([test for *_, test in parts]),
                   *({name: np.concatenate(v) for name, v in table.items()} for table in (score, ranking)))
 
-
-def routed_of(bench) -> Routed:
+# %% ../../nbs/analyses/08_pools.ipynb #cell-044
+def routed_of(bench: Bench) -> Routed:
     "Every router of a `Bench`, each at the setting that validation rows found most accurate."
     chosen, score, ranking = [bench.chosen(seed) for seed in bench.seeds], {}, {}
     for name in bench.routers:
@@ -175,7 +177,7 @@ def routed_of(bench) -> Routed:
         if all(map(len, ranks)): ranking[name] = np.concatenate(ranks).astype(float)
     return Routed(np.concatenate([test for *_, test in parts_of(bench.matrix, bench.seeds)]), score, ranking)
 
-# %% ../../nbs/analyses/08_pools.ipynb #cell-017
+# %% ../../nbs/analyses/08_pools.ipynb #cell-047
 def count_bins(n_models: int) -> dict:
     "Label -> (fewest, most) right models: none, up to 15, 40, 70 % of the pool, fewer than all, all."
     edges = sorted({min(max(int(share * n_models + 1e-9), 1), n_models - 1) for share in (.15, .4, .7, 1)})
@@ -185,7 +187,7 @@ def count_bins(n_models: int) -> dict:
         low = high + 1
     return {(f"{a}" if a == b else f"{a}–{b}"): (a, b) for a, b in [*bins, (n_models, n_models)]}
 
-
+# %% ../../nbs/analyses/08_pools.ipynb #cell-050
 def by_bin(matrix: OutcomeMatrix, routed: Routed, weights: np.ndarray, bins: Mapping = None) -> pd.DataFrame:
     """Per router and bin: "accuracy" there, "share of items", "gap" (points lost to the oracle, over all items) and
     "share of gap", each with value, low, high; n: items of the bin. Rows without the router's score are left out."""
@@ -203,8 +205,9 @@ def by_bin(matrix: OutcomeMatrix, routed: Routed, weights: np.ndarray, bins: Map
                    for quantity, sampled in found.items()]
     return pd.concat(tables, ignore_index=True)
 
-# %% ../../nbs/analyses/08_pools.ipynb #cell-020
-def recall_at(matrix: OutcomeMatrix, routed: Routed, weights: np.ndarray, ks=(1, 2, 3, 5, 10)) -> pd.DataFrame:
+# %% ../../nbs/analyses/08_pools.ipynb #cell-053
+def recall_at(matrix: OutcomeMatrix, routed: Routed, weights: np.ndarray,
+              ks: Sequence[int] = (1, 2, 3, 5, 10)) -> pd.DataFrame:
     "Recall@k of each router with a ranking, and of a random order (\"Random\"): router, k, value, low, high, n."
     right = matrix.score[routed.rows] > 0.5
     some, ks = right.any(1), [k for k in ks if k <= right.shape[1]]
@@ -216,20 +219,20 @@ def recall_at(matrix: OutcomeMatrix, routed: Routed, weights: np.ndarray, ks=(1,
         tables.append(pd.DataFrame(dict(router=router, k=ks, **interval(mean_over(hit, w)), n=n)))
     return pd.concat(tables, ignore_index=True)
 
-
+# %% ../../nbs/analyses/08_pools.ipynb #cell-055
 def _hits(right, ranking, ks):
     "Whether a solver is among the first k, (n, len(ks)); of equal models the first column stands first."
     order = np.argsort(-_safe(ranking), axis=1, kind="stable")
     return np.maximum.accumulate(np.take_along_axis(right, order, 1), axis=1)[:, np.array(ks) - 1].astype(float)
 
-# %% ../../nbs/analyses/08_pools.ipynb #cell-022
+# %% ../../nbs/analyses/08_pools.ipynb #cell-057
 def _choose(n, k):
     "log of n over k, -inf where there is no way."
     ok = (k >= 0) & (k <= n)
     n, k = np.where(ok, n, 1), np.where(ok, k, 0)
     return np.where(ok, gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1), -np.inf)
 
-
+# %% ../../nbs/analyses/08_pools.ipynb #cell-059
 def _by_estimate(score, estimate):
     return np.take_along_axis(score, np.argsort(-estimate, axis=1, kind="stable"), 1)
 
@@ -241,18 +244,18 @@ def subset_means(score: np.ndarray, estimate: np.ndarray) -> np.ndarray:
     chance = np.exp(_choose(m - place, size - 1) - _choose(np.full_like(size, m), size))
     return _by_estimate(score, np.asarray(estimate, float)) @ chance
 
-
+# %% ../../nbs/analyses/08_pools.ipynb #cell-064
 def pool_scores(score: np.ndarray, estimate: np.ndarray, order: np.ndarray) -> np.ndarray:
     "Score (n, M) of the model of highest `estimate` among the first 1 to M models of `order`."
     place = np.argsort(np.argsort(-estimate, axis=1, kind="stable"), axis=1, kind="stable")
     return np.take_along_axis(_by_estimate(score, estimate), np.minimum.accumulate(place[:, order], axis=1), 1)
 
-# %% ../../nbs/analyses/08_pools.ipynb #cell-025
+# %% ../../nbs/analyses/08_pools.ipynb #cell-067
 def accuracy_order(score: np.ndarray, dataset: np.ndarray) -> np.ndarray:
     "Models from the highest to the lowest mean over datasets."
     return np.argsort(-mean_of_datasets(score, np.ones((1, len(score))), dataset)[0], kind="stable")
 
-
+# %% ../../nbs/analyses/08_pools.ipynb #cell-070
 def greedy_order(score: np.ndarray, estimate: np.ndarray, dataset: np.ndarray) -> np.ndarray:
     """Models in the order in which each adds most to what the pool reaches, given those before it.
 
@@ -272,15 +275,15 @@ def greedy_order(score: np.ndarray, estimate: np.ndarray, dataset: np.ndarray) -
         order.append(best)
     return np.array(order)
 
-# %% ../../nbs/analyses/08_pools.ipynb #cell-027
+# %% ../../nbs/analyses/08_pools.ipynb #cell-073
 @dataclass(frozen=True)
 class Estimates:
     "What a router expects of each model: per seed on the validation rows (v, M) and on the test rows (n, M)."
     held: list
     test: list
 
-
-def estimates_of(matrix: OutcomeMatrix, queries, make: Callable, seeds: Sequence[int] = SEEDS) -> Estimates:
+# %% ../../nbs/analyses/08_pools.ipynb #cell-075
+def estimates_of(matrix: OutcomeMatrix, queries: Queries, make: Callable, seeds: Sequence[int] = SEEDS) -> Estimates:
     "Fit `make(seed)` on each seed's fit rows and keep its rankings; equal models in the order of their training means."
     held, test = [], []
     for seed, (_, fit, *rest) in zip(seeds, parts_of(matrix, seeds)):
@@ -290,10 +293,10 @@ def estimates_of(matrix: OutcomeMatrix, queries, make: Callable, seeds: Sequence
             kept.append(_safe(router.choose(queries.take(rows)).ranking) + 1e-6 * accuracy)
     return Estimates(held, test)
 
-
+# %% ../../nbs/analyses/08_pools.ipynb #cell-078
 CURATIONS = ("random subsets", "by accuracy", "greedy")
 
-
+# %% ../../nbs/analyses/08_pools.ipynb #cell-080
 @dataclass(frozen=True)
 class PoolCurve:
     "AvgAcc `sampled` (1 + resamples, M) of pools of 1 to M models; of random subsets also the `spread` (2, M)."
@@ -302,7 +305,7 @@ class PoolCurve:
     sampled: np.ndarray
     spread: np.ndarray | None = None
 
-
+# %% ../../nbs/analyses/08_pools.ipynb #cell-082
 def pool_curves(matrix: OutcomeMatrix, weights: np.ndarray, estimates: Mapping[str, Estimates],
                 seeds: Sequence[int] = SEEDS, subsets: int = 100) -> list[PoolCurve]:
     """Curves of "oracle", "best single" and each router of `estimates`, for each of `CURATIONS`.
@@ -321,7 +324,7 @@ def pool_curves(matrix: OutcomeMatrix, weights: np.ndarray, estimates: Mapping[s
             curves.append(PoolCurve(who, curation, sampled, spread))
     return curves
 
-
+# %% ../../nbs/analyses/08_pools.ipynb #cell-084
 def _pool_values(matrix, train, _, held, test, who, estimates, i, subsets):
     "Scores (n, M) on test rows per curation, and AvgAcc (subsets, M) of random pools, of one seed."
     m = len(matrix.models)
@@ -338,7 +341,7 @@ def _pool_values(matrix, train, _, held, test, who, estimates, i, subsets):
     random = [mean_of_datasets(pool_scores(score, there, rng.permutation(m)), once, dataset)[0] for _ in range(subsets)]
     return [subset_means(score, there), *(pool_scores(score, there, order) for order in orders)], np.array(random)
 
-# %% ../../nbs/analyses/08_pools.ipynb #cell-030
+# %% ../../nbs/analyses/08_pools.ipynb #cell-087
 def pool_needed(curve: PoolCurve, share: float = 0.95) -> pd.DataFrame:
     """Smallest pool that reaches `share` of the full pool's AvgAcc ("value"), and of its gain over one model of the
     same curation ("gain"; missing where the full pool is no better than one model)."""
@@ -350,7 +353,7 @@ def pool_needed(curve: PoolCurve, share: float = 0.95) -> pd.DataFrame:
         rows.append(dict(who=curve.who, curation=curve.curation, quantity=quantity, **interval(size)))
     return pd.DataFrame(rows)
 
-# %% ../../nbs/analyses/08_pools.ipynb #cell-033
+# %% ../../nbs/analyses/08_pools.ipynb #cell-090
 def timed(matrix: OutcomeMatrix) -> OutcomeMatrix:
     "The models of `matrix` with a measured latency on at least 99 % of its rows; a latency of 0 is missing."
     latency = np.where(matrix.latency > 0, matrix.latency, np.nan)
@@ -358,7 +361,7 @@ def timed(matrix: OutcomeMatrix) -> OutcomeMatrix:
     cut = matrix.select(kept)
     return replace(cut, latency=np.where(cut.latency > 0, cut.latency, np.nan))
 
-
+# %% ../../nbs/analyses/08_pools.ipynb #cell-093
 def _quantile(values, weights, q) -> np.ndarray:
     "Quantiles `q` (R, len(q)) of the known `values` (n,), under each row of `weights` (R, n)."
     order = np.argsort(values, kind="stable")[:(~np.isnan(values)).sum()]
@@ -366,7 +369,7 @@ def _quantile(values, weights, q) -> np.ndarray:
     place = [(mass >= share * mass[:, -1:] - 1e-9).argmax(1) for share in q]
     return np.stack([values[order][p] for p in place], 1)
 
-
+# %% ../../nbs/analyses/08_pools.ipynb #cell-095
 def latency_table(matrix: OutcomeMatrix, weights: np.ndarray) -> pd.DataFrame:
     """Per model and quantity: "accuracy" (AvgAcc), "latency" (mean), "p50" and "p95" in seconds, "cost" (USD per item,
     missing where unknown), with value, low, high; `front`: whether no other model is more accurate and faster on
@@ -380,12 +383,13 @@ def latency_table(matrix: OutcomeMatrix, weights: np.ndarray) -> pd.DataFrame:
     return pd.concat([pd.DataFrame(dict(model=matrix.models, quantity=quantity, **interval(sampled), **about))
                       for quantity, sampled in quantities.items()], ignore_index=True)
 
-# %% ../../nbs/analyses/08_pools.ipynb #cell-036
+# %% ../../nbs/analyses/08_pools.ipynb #cell-098
 STATISTICS = {"mean": lambda seconds: np.nanmean(seconds, 0),
               "p95": lambda seconds: np.nanpercentile(seconds, 95, axis=0)}
 
-
-def pick_within(score, latency, weight, group, limits, statistic: str, n_groups: int = None) -> np.ndarray:
+# %% ../../nbs/analyses/08_pools.ipynb #cell-100
+def pick_within(score: np.ndarray, latency: np.ndarray, weight: np.ndarray, group: np.ndarray,
+                limits: Sequence[float] | np.ndarray, statistic: str, n_groups: int | None = None) -> np.ndarray:
     """Most accurate model per limit and group, (L, n_groups); -1 where none is within the limit, or no row is known.
 
     `score`, `latency` (n, M); `weight` (n,): of a row in the accuracy; `group` (n,): numbers from 0; `limits` (L,).
@@ -399,7 +403,7 @@ def pick_within(score, latency, weight, group, limits, statistic: str, n_groups:
         picks[:, g] = np.where(np.isfinite(within).any(1), within.argmax(1), -1)
     return picks
 
-
+# %% ../../nbs/analyses/08_pools.ipynb #cell-103
 def clusters_of(matrix: OutcomeMatrix, embeddings: np.ndarray, parts: list, seeds: Sequence[int] = SEEDS,
                 prompts: int = 20, most: int = 25) -> list:
     "Per seed a cluster number for every row: K-means on the training prompts, one cluster for every `prompts` of them."
@@ -409,16 +413,17 @@ def clusters_of(matrix: OutcomeMatrix, embeddings: np.ndarray, parts: list, seed
         labels.append(spherical_clusters(unit[train], int(np.clip(size // prompts, 1, most)), seed).predict(unit))
     return labels
 
-# %% ../../nbs/analyses/08_pools.ipynb #cell-038
+# %% ../../nbs/analyses/08_pools.ipynb #cell-106
 def latency_limits(matrix: OutcomeMatrix, statistic: str, n: int = 24) -> np.ndarray:
     "`n` limits in seconds, from the fastest model's mean (or p95) to the slowest's, in equal ratios, to two digits."
     seconds = STATISTICS[statistic](matrix.latency)
     digits = [float(f"{limit:.2g}") for limit in np.geomspace(seconds.min(), seconds.max(), n)]
     return np.array(sorted({*digits, float(f"{seconds.max() * 1.05:.2g}")}))
 
-
+# %% ../../nbs/analyses/08_pools.ipynb #cell-109
 def latency_curves(matrix: OutcomeMatrix, weights: np.ndarray, groups: Mapping[str, list], statistic: str = "mean",
-                   limits=None, seeds: Sequence[int] = SEEDS) -> pd.DataFrame:
+                   limits: Sequence[float] | np.ndarray | None = None,
+                   seeds: Sequence[int] = SEEDS) -> pd.DataFrame:
     """What the best single model ("single") and one model per group reach on test items under each limit.
 
     `groups`: name -> per seed a group number for every row. Returns method, limit, quantity, value, low, high for
@@ -447,7 +452,7 @@ def latency_curves(matrix: OutcomeMatrix, weights: np.ndarray, groups: Mapping[s
                                          **interval(mean))]))
     return pd.concat(tables, ignore_index=True)
 
-
+# %% ../../nbs/analyses/08_pools.ipynb #cell-111
 def _under_limits(matrix, part, label, limits, statistic):
     "Score and seconds (n, L) on the test rows of a seed; a score is NaN where its group has no model."
     train, *_, test = part

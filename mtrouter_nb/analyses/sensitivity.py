@@ -19,7 +19,7 @@ from ..core.encoders import TextEncoder
 from ..core.splits import stratified_folds
 from ..core.store import stored_all
 from ..data.pool import ModelPool
-from ..data.sources import sample_tasks
+from ..core.splits import sample_tasks
 from ..data.turns import TurnLog
 from ..learners.outcome_network import EstimatorConfig
 from ..multi_turn.estimator import OutcomeEstimator, PerModelRidge, TrainingSet

@@ -32,14 +32,14 @@ def _module_level(statement):
         yield node
         if not isinstance(node, _SCOPES): todo += ast.iter_child_nodes(node)
 
-
+# %% ../../nbs/core/01_closure.ipynb #cell-011
 def _root(node):
     "The leftmost value of a chain of attributes, items and calls: of `a.b[0].c()`, the name `a`."
     while isinstance(node, (ast.Attribute, ast.Subscript, ast.Call)):
         node = node.func if isinstance(node, ast.Call) else node.value
     return node
 
-
+# %% ../../nbs/core/01_closure.ipynb #cell-014
 def _bound(statement) -> set:
     "Names that a top-level statement binds or changes, but for imports."
     if isinstance(statement, _SCOPES): return {statement.name}
@@ -51,7 +51,7 @@ def _bound(statement) -> set:
         elif isinstance(node, ast.ExceptHandler) and node.name: names.add(node.name)
     return names
 
-# %% ../../nbs/core/01_closure.ipynb #cell-010
+# %% ../../nbs/core/01_closure.ipynb #cell-017
 def _globals_read(table: symtable.SymbolTable, top: bool = True) -> set:
     "Names that code reads from the scope of its module (or from Python's own names)."
     body = table.get_type() == "class"  # it may read the module's name and bind it anew
@@ -59,7 +59,7 @@ def _globals_read(table: symtable.SymbolTable, top: bool = True) -> set:
            if (s.is_referenced() if top else s.is_global() or body and s.is_referenced())}
     return own.union(*(_globals_read(child, False) for child in table.get_children()))
 
-
+# %% ../../nbs/core/01_closure.ipynb #cell-020
 def _annotations(nodes) -> list:
     "Annotations of undecorated functions' arguments and returns: they say what comes in, and do nothing."
     found = []
@@ -70,14 +70,14 @@ def _annotations(nodes) -> list:
             found += [node.returns, *(argument.annotation for argument in arguments)]
     return [node for node in found if node is not None]
 
-
+# %% ../../nbs/core/01_closure.ipynb #cell-022
 def _only_in_annotations(nodes) -> set:
     "Names that stand in annotations of functions and nowhere else."
     inside = [n for a in _annotations(nodes) for n in ast.walk(a) if isinstance(n, ast.Name)]
     seen = {id(n) for n in inside}
     return {n.id for n in inside} - {n.id for n in nodes if isinstance(n, ast.Name) and id(n) not in seen}
 
-# %% ../../nbs/core/01_closure.ipynb #cell-013
+# %% ../../nbs/core/01_closure.ipynb #cell-025
 def _imports(nodes: Iterable, module: str, is_package: bool = False) -> dict:
     "Local name -> (module, name or None) of the import statements among `nodes`; `*` for a star import."
     found, here = {}, module.split(".") if is_package else module.split(".")[:-1]
@@ -92,12 +92,12 @@ def _imports(nodes: Iterable, module: str, is_package: bool = False) -> dict:
             found |= {f"* {target}" if a.name == "*" else a.asname or a.name: (target, a.name) for a in node.names}
     return found
 
-# %% ../../nbs/core/01_closure.ipynb #cell-016
+# %% ../../nbs/core/01_closure.ipynb #cell-028
 def _has_docstring(node) -> bool:
     return (isinstance(node, (*_SCOPES[:3], ast.Module)) and bool(node.body) and isinstance(node.body[0], ast.Expr)
             and isinstance(node.body[0].value, ast.Constant) and isinstance(node.body[0].value.value, str))
 
-
+# %% ../../nbs/core/01_closure.ipynb #cell-030
 def _plain(node, silent: set) -> list | str:
     "A syntax tree as nested lists, without the nodes `silent` (their ids)."
     if isinstance(node, list): return [_plain(n, silent) for n in node if id(n) not in silent]
@@ -105,7 +105,7 @@ def _plain(node, silent: set) -> list | str:
     told = ((name, _plain(v, silent)) for name, v in ast.iter_fields(node) if v is not None and id(v) not in silent)
     return [type(node).__name__, *([name, value] for name, value in told if value != [])]
 
-
+# %% ../../nbs/core/01_closure.ipynb #cell-033
 def tree_digest(node: ast.AST, words: bool = False) -> str:
     "16 hex digits of a syntax tree; `words`: with what is there for readers, docstrings and annotations."
     nodes = list(ast.walk(node))
@@ -113,31 +113,35 @@ def tree_digest(node: ast.AST, words: bool = False) -> str:
     silent = set() if words else {id(n) for n in docstrings + _annotations(nodes)}
     return hashlib.sha256(repr(_plain(node, silent)).encode()).hexdigest()[:16]
 
-# %% ../../nbs/core/01_closure.ipynb #cell-019
+# %% ../../nbs/core/01_closure.ipynb #cell-036
 _WHOLE = {"globals", "eval", "exec", "__import__"}  # these, too, may read any name of their module
+
+# %% ../../nbs/core/01_closure.ipynb #cell-038
 _WORDS = {"__doc__", "getdoc", "__annotations__", "get_type_hints", "get_annotations", "signature"}  # read what is said
+
+# %% ../../nbs/core/01_closure.ipynb #cell-040
 _MUTATORS = {"append", "add", "update", "setdefault", "extend", "insert", "pop", "clear", "remove", "register", "sort",
              "reverse", "discard", "popitem", "fill"}
 
-
+# %% ../../nbs/core/01_closure.ipynb #cell-042
 def _calls(nodes, name: str) -> list:
     "Calls among `nodes` of a function called `name`, plain or as an attribute."
     return [n for n in nodes if isinstance(n, ast.Call) and name in (
         getattr(n.func, "id", None), getattr(n.func, "attr", None))]
 
-
+# %% ../../nbs/core/01_closure.ipynb #cell-045
 def _literal(call, place: int):
     "The text that stands at `place` among a call's arguments; None where it is computed."
     value = call.args[place] if len(call.args) > place else None
     return value.value if isinstance(value, ast.Constant) else None
 
-
+# %% ../../nbs/core/01_closure.ipynb #cell-048
 def _chain_root(node):
     "The leftmost value of a chain of attributes alone."
     while isinstance(node, ast.Attribute): node = node.value
     return node
 
-
+# %% ../../nbs/core/01_closure.ipynb #cell-051
 def _chains(nodes) -> list:
     "(leftmost value, names) of every chain of attributes `a.b.c`; the longest of each place only."
     attributes = [n for n in nodes if isinstance(n, ast.Attribute)]
@@ -148,12 +152,12 @@ def _chains(nodes) -> list:
         chains.append((at, names))
     return chains
 
-# %% ../../nbs/core/01_closure.ipynb #cell-020
+# %% ../../nbs/core/01_closure.ipynb #cell-054
 def _is_of_an_object(decorator) -> bool:
     "Whether it is `@f.register` or `@TABLE.named(...)`: what such an object holds may change."
     return isinstance(getattr(decorator, "func", decorator), ast.Attribute)
 
-
+# %% ../../nbs/core/01_closure.ipynb #cell-056
 @dataclass(eq=False)
 class Piece:
     "One top-level statement of a module: its syntax tree and its lines of the file, (first, last)."
@@ -217,14 +221,14 @@ class Piece:
     @cached_property
     def digest(self) -> str: return tree_digest(self.tree)
 
-
+# %% ../../nbs/core/01_closure.ipynb #cell-058
 def _piece(module: str, statement, lines: list, is_package: bool = False) -> Piece:
     "The statement as a piece; `lines` are those of its file."
     first = min([statement.lineno, *(d.lineno for d in getattr(statement, "decorator_list", []))])
     text = "\n".join(lines[first - 1:statement.end_lineno])
     return Piece(module, statement, text, (first, statement.end_lineno), is_package)
 
-# %% ../../nbs/core/01_closure.ipynb #cell-024
+# %% ../../nbs/core/01_closure.ipynb #cell-062
 def _is_main(statement) -> bool:
     "Whether it is `if __name__ == '__main__':`, maybe with `and`, and no `else`: code that never runs on import."
     if not isinstance(statement, ast.If) or statement.orelse: return False
@@ -234,14 +238,14 @@ def _is_main(statement) -> bool:
 
 def _is_and(test) -> bool: return isinstance(test, ast.BoolOp) and isinstance(test.op, ast.And)
 
-
+# %% ../../nbs/core/01_closure.ipynb #cell-065
 def _called_on_loading(statement) -> set:
     "Names of functions that a top-level statement calls when its module is loaded, as decorators too."
     decorators = [_root(d) for d in getattr(statement, "decorator_list", [])]
     called = [_root(n.func) for n in _module_level(statement) if isinstance(n, ast.Call)]
     return {n.id for n in decorators + called if isinstance(n, ast.Name)}
 
-
+# %% ../../nbs/core/01_closure.ipynb #cell-068
 class Module:
     """A file of code as pieces. `imports`: local name -> (module, name or None); `bindings`: name -> its pieces.
 
@@ -278,14 +282,14 @@ class Module:
         "Loops, and pieces that bind nothing: what they do, they do to every name of the module."
         return [p for p in self.pieces if not p.binds or isinstance(p.tree, (ast.For, ast.While))]
 
-# %% ../../nbs/core/01_closure.ipynb #cell-026
+# %% ../../nbs/core/01_closure.ipynb #cell-071
 def without_magics(text: str) -> str:
     "The text of a notebook cell with blank lines in place of those for IPython and the shell."
     try: ast.parse(text)
     except SyntaxError: return "\n".join("" if s.lstrip().startswith(("%", "!")) else s for s in text.split("\n"))
     return text
 
-
+# %% ../../nbs/core/01_closure.ipynb #cell-074
 @dataclass
 class Reached:
     "`pieces` that something depends on, and `externals`: the other packages that these import (top-level names)."
@@ -299,19 +303,19 @@ class Reached:
         return [f"{p.module}:{','.join(sorted(p.binds))} {tree_digest(p.tree, True) if words else p.digest}"
                 for p in sorted(self.pieces, key=lambda p: (p.module, p.lines, p.tree.col_offset, p.digest))]
 
-# %% ../../nbs/core/01_closure.ipynb #cell-028
-def package_files(folder) -> list[Path]:
+# %% ../../nbs/core/01_closure.ipynb #cell-077
+def package_files(folder: str | Path) -> list[Path]:
     "The files of code below `folder`, without nbdev's index, which no code reads."
     return sorted(path for path in Path(folder).rglob("*.py") if path.stem != "_modidx")
 
-
+# %% ../../nbs/core/01_closure.ipynb #cell-080
 class Package:
     """The pieces of all modules below `folder`. `name`: what the package is imported as.
 
     `reach` answers what names, or a text of code, depend on.
     """
 
-    def __init__(self, folder, name: str = "mtrouter_nb"):
+    def __init__(self, folder: str | Path, name: str = "mtrouter_nb"):
         self.name, self.modules = name, {}
         for path in package_files(folder):
             parts = path.relative_to(folder).with_suffix("").parts
@@ -326,7 +330,7 @@ class Package:
         return {p for name, m in self.modules.items() for p in m.pieces
                 if dotted == "*" or name == dotted or name.startswith(f"{dotted}.")}
 
-    def elsewhere(self, target: str, name: str | None, seen=()) -> tuple[set, set]:
+    def elsewhere(self, target: str, name: str | None, seen: tuple = ()) -> tuple[set, set]:
         """(pieces, externals) that `name` of the module `target` stands for.
 
         All of the module for `*` and for a name that it does not bind; nothing for a module, whose attributes are
@@ -359,7 +363,7 @@ class Package:
         dotted = target if name is None else f"{target}.{name}"
         return dotted if dotted in self.modules else None
 
-# %% ../../nbs/core/01_closure.ipynb #cell-030
+# %% ../../nbs/core/01_closure.ipynb #cell-084
 def _touched(module: Module, piece: Piece) -> set:
     "Imported names whose meaning `piece` may change on loading."
     if isinstance(piece.tree, _SCOPES):
@@ -367,21 +371,21 @@ def _touched(module: Module, piece: Piece) -> set:
     else: names = piece.binds or piece.reads
     return names & set(module.imports)
 
-
+# %% ../../nbs/core/01_closure.ipynb #cell-086
 def _parts(package: Package, module: Module, piece: Piece, name: str) -> set:
     "Pieces that `piece` names as `name.x`, where `name` is a module of ours."
     chains = [names for root, names in piece.chains if getattr(root, "id", None) == name]
     at = package._module_of(module.imports, ast.Name(name))
     return {p for names in chains if at for p in package.elsewhere(at, names[0])[0]}
 
-
+# %% ../../nbs/core/01_closure.ipynb #cell-088
 def _told_of_subclasses(package: Package, module: Module, piece: Piece) -> set:
     "Classes whose `__init_subclass__` runs when `piece`, a class, is made: what it keeps belongs to them."
     bases = {b.id for base in getattr(piece.tree, "bases", []) if isinstance(b := _root(base), ast.Name)}
     found = {p for b in bases for p in package._named(module, b)[0] | _parts(package, module, piece, b)} - {piece}
     return {p for p in found if any(getattr(n, "name", None) == "__init_subclass__" for n in p.nodes)}
 
-
+# %% ../../nbs/core/01_closure.ipynb #cell-090
 def _changed_by(package: Package) -> dict:
     "Piece -> the pieces of other modules that may change it when these are loaded."
     found = {}
@@ -396,7 +400,7 @@ def _changed_by(package: Package) -> dict:
 Package.changed_by = cached_property(_changed_by)
 Package.changed_by.__set_name__(Package, "changed_by")
 
-# %% ../../nbs/core/01_closure.ipynb #cell-031
+# %% ../../nbs/core/01_closure.ipynb #cell-093
 def _edges(package: Package, module: Module, piece: Piece) -> tuple[set, set]:
     "(pieces, externals) that `piece` may read directly."
     imports, found, externals = module.imports | piece.imports, set(module.effects), set()
@@ -415,7 +419,7 @@ def _edges(package: Package, module: Module, piece: Piece) -> tuple[set, set]:
     if module.broken: found |= package.whole("*")
     return found.union(package.changed_by.get(piece, ())), externals
 
-
+# %% ../../nbs/core/01_closure.ipynb #cell-095
 def _reach(self, names: Iterable[tuple] = (), code: Module = None) -> Reached:
     "All that the `names` (module, name) and every piece of `code` may run: whole classes, whole registries."
     reached, todo = Reached(), set(code.pieces) if code else set()
@@ -432,23 +436,25 @@ def _reach(self, names: Iterable[tuple] = (), code: Module = None) -> Reached:
 
 Package.reach = _reach
 
-# %% ../../nbs/core/01_closure.ipynb #cell-037
+# %% ../../nbs/core/01_closure.ipynb #cell-102
 def own_folder() -> Path:
     "The folder of this package."
     import mtrouter_nb
     return Path(mtrouter_nb.__file__).parent
 
-
+# %% ../../nbs/core/01_closure.ipynb #cell-104
 def own_package() -> Package:
     "The pieces of this package as they lie on disk now."
     return Package(own_folder())
 
-# %% ../../nbs/core/01_closure.ipynb #cell-041
+# %% ../../nbs/core/01_closure.ipynb #cell-108
 _DISTRIBUTIONS = {"sklearn": "scikit-learn", "torch_geometric": "torch-geometric", "bs4": "beautifulsoup4",
                   "sentence_transformers": "sentence-transformers"}
+
+# %% ../../nbs/core/01_closure.ipynb #cell-110
 _FLOOR = ("numpy", "scipy", "scikit-learn", "torch")
 
-
+# %% ../../nbs/core/01_closure.ipynb #cell-112
 @lru_cache(maxsize=None)
 def installed(name: str) -> str | None:
     "Version of the installed package that is imported as `name`; None where there is none."
@@ -458,7 +464,7 @@ def installed(name: str) -> str | None:
     homes = metadata.packages_distributions().get(name)
     return metadata.version(homes[0]) if homes else None
 
-
+# %% ../../nbs/core/01_closure.ipynb #cell-115
 @lru_cache(maxsize=None)
 def _algebra() -> list[str]:
     "numpy's linear algebra library, with version and kernel; that of another package comes with its version."
@@ -468,8 +474,8 @@ def _algebra() -> list[str]:
     own = [i for i in every if "numpy.libs" in i["filepath"]]  # wheels bring one each; elsewhere all share one
     return sorted({f"{i['internal_api']} {i['version']} {i.get('architecture')}" for i in own or every})
 
-
-def versions(externals=()) -> list[str]:
+# %% ../../nbs/core/01_closure.ipynb #cell-117
+def versions(externals: Iterable[str] = ()) -> list[str]:
     "A line per library: of the closure's `externals` and of the numeric floor, Python, and threads."
     own = {name: installed(name) for name in externals if name not in sys.stdlib_module_names}
     floor = {name: installed(name) for name in _FLOOR}

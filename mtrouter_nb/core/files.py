@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 from filelock import FileLock
@@ -33,18 +34,18 @@ def in_checkout() -> bool:
     "Whether the package runs out of a checkout, with its notebooks beside it, and not out of a wheel."
     return (_package().parent / "nbs" / "core" / "00_files.ipynb").exists()
 
-
+# %% ../../nbs/core/00_files.ipynb #cell-009
 def data_dir() -> Path:
     "Folder with the project's own small data files: in the installed package, else `data/` beside it."
     inside = _package() / "_data"
     return inside if inside.exists() else _package().parent / "data"
 
-
+# %% ../../nbs/core/00_files.ipynb #cell-012
 def project_root() -> Path:
     "The checkout, with `nbs/`, `data/` and `figures/`, or the working folder outside; `MTROUTER_ROOT` names another."
     return Path(os.environ.get("MTROUTER_ROOT") or (_package().parent if in_checkout() else ".")).resolve()
 
-# %% ../../nbs/core/00_files.ipynb #cell-009
+# %% ../../nbs/core/00_files.ipynb #cell-015
 @lru_cache(maxsize=None)
 def _default_cache(home: str) -> Path:
     "The system's cache folder of this project, or a temporary one where it cannot be made."
@@ -59,21 +60,21 @@ def _default_cache(home: str) -> Path:
         os.environ["MTROUTER_CACHE"] = str(spare)  # workers and kernels started from here share it
         return spare
 
-
+# %% ../../nbs/core/00_files.ipynb #cell-017
 def cache_dir() -> Path:
     "Folder for downloads and everything computed once: `MTROUTER_CACHE`, or the system's cache folder."
     if named := os.environ.get("MTROUTER_CACHE"): return Path(named).expanduser()
     return _default_cache(platformdirs.user_cache_dir("mtrouter_nb", appauthor=False))
 
-
+# %% ../../nbs/core/00_files.ipynb #cell-020
 def data_homes() -> list[Path]:
     "Where data may lie, in this order: `MTROUTER_DATA`, `../shared/data` beside the checkout, the cache."
     mine = [Path(home).expanduser()] if (home := os.environ.get("MTROUTER_DATA")) else []
     beside = [data_dir().parent.parent / "shared" / "data"] if in_checkout() else []
     return [*mine, *beside, cache_dir()]
 
-# %% ../../nbs/core/00_files.ipynb #cell-013
-def write_atomic(path, content: bytes | str) -> Path:
+# %% ../../nbs/core/00_files.ipynb #cell-024
+def write_atomic(path: str | Path, content: bytes | str) -> Path:
     "Write `content` to `path` under a temporary name, then rename; folders are made."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,26 +86,26 @@ def write_atomic(path, content: bytes | str) -> Path:
         partial.unlink(missing_ok=True)
     return path
 
-# %% ../../nbs/core/00_files.ipynb #cell-016
+# %% ../../nbs/core/00_files.ipynb #cell-027
 COMPLETE = "complete.json"  # written last, beside tables that belong together: table -> rows
 
-
+# %% ../../nbs/core/00_files.ipynb #cell-029
 def _clear(folder: Path, leftovers: Iterable[Path]) -> None:
     "Remove `leftovers` of writing `folder`; where it is gone, the one that was put aside comes back."
     for leftover in sorted(leftovers):  # .former before .part
         if leftover.suffix == ".former" and leftover.exists() and not folder.exists(): leftover.replace(folder)
         shutil.rmtree(leftover, ignore_errors=True)
 
-
-def sweep(folder) -> None:
+# %% ../../nbs/core/00_files.ipynb #cell-031
+def sweep(folder: str | Path) -> None:
     "Clear what killed writers of `folder` left beside it. Call it only while no other process writes there."
     folder = Path(folder)
     ours = re.compile(rf"\.{re.escape(folder.name)}-\d+\.(part|former)")
     if folder.parent.is_dir(): _clear(folder, [p for p in folder.parent.iterdir() if ours.fullmatch(p.name)])
 
-
+# %% ../../nbs/core/00_files.ipynb #cell-034
 @contextmanager
-def new_folder(folder) -> Iterator[Path]:
+def new_folder(folder: str | Path) -> Iterator[Path]:
     "An empty folder to write into. After the block it stands in the place of `folder`; if that raised, it is dropped."
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -117,23 +118,24 @@ def new_folder(folder) -> Iterator[Path]:
         partial.replace(folder)
     finally: _clear(folder, (partial, former))
 
-# %% ../../nbs/core/00_files.ipynb #cell-019
+# %% ../../nbs/core/00_files.ipynb #cell-037
 _NAMED: set = set()
 
-
-def in_short(error) -> str:
+# %% ../../nbs/core/00_files.ipynb #cell-039
+def in_short(error: BaseException | str) -> str:
     "What `error` says, on one line, at most 120 characters."
     return " ".join(str(error).split())[:120] or type(error).__name__
 
-
-def name_damage(path, error, then: str = "it counts as absent and is made again") -> None:
+# %% ../../nbs/core/00_files.ipynb #cell-042
+def name_damage(path: str | Path, error: BaseException | str,
+                then: str = "it counts as absent and is made again") -> None:
     "Warn, once per process and file, that the file `path` is damaged, why, and what happens `then`."
     if str(path) in _NAMED: return
     _NAMED.add(str(path))
     warnings.warn(f"{path} is damaged ({in_short(error)}); {then}.", stacklevel=2)
 
-
-def load_json(path, default=None):
+# %% ../../nbs/core/00_files.ipynb #cell-045
+def load_json(path: str | Path, default: Any = None) -> Any:
     "What the JSON file `path` holds; `default` where it is absent or (with a warning) damaged."
     try: return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError: return default
@@ -141,15 +143,15 @@ def load_json(path, default=None):
         name_damage(path, error)
         return default
 
-
-def load_table(path) -> dict:
+# %% ../../nbs/core/00_files.ipynb #cell-048
+def load_table(path: str | Path) -> dict:
     "The JSON file `path` as name -> dictionary; what is otherwise there counts as absent."
     held = load_json(path)
     return {name: value for name, value in held.items() if isinstance(value, dict)} if isinstance(held, dict) else {}
 
-# %% ../../nbs/core/00_files.ipynb #cell-022
+# %% ../../nbs/core/00_files.ipynb #cell-051
 @contextmanager
-def turn(path) -> Iterator[None]:
+def turn(path: str | Path) -> Iterator[None]:
     "Wait until no other process holds the lock file `path`, and hold it; without a lock where it cannot be written."
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -160,25 +162,25 @@ def turn(path) -> Iterator[None]:
     finally:
         if lock: lock.release()
 
-# %% ../../nbs/core/00_files.ipynb #cell-026
-def file_digest(path) -> str:
+# %% ../../nbs/core/00_files.ipynb #cell-055
+def file_digest(path: str | Path) -> str:
     "sha256 of a file's bytes, as hex."
     with open(path, "rb") as file: return hashlib.file_digest(file, "sha256").hexdigest()
 
-
+# %% ../../nbs/core/00_files.ipynb #cell-059
 def _is_mark(value) -> bool: return isinstance(value, list) and [*map(type, value)] == [int, int, int, str]
 
 
 class Digests:
     "Digests of files, remembered in the JSON file `memory` by size, time of change and inode."
 
-    def __init__(self, memory, trusted: bool = True):
+    def __init__(self, memory: str | Path, trusted: bool = True):
         self.memory = Path(memory)
         held = load_json(self.memory) if trusted else {}
         self.held = {k: v for k, v in held.items() if _is_mark(v)} if isinstance(held, dict) else {}
         self.found = {}
 
-    def __call__(self, path) -> str:
+    def __call__(self, path: str | Path) -> str:
         "sha256 of the file `path`, from memory where it has not changed."
         about = os.stat(path)
         mark, known = [about.st_size, about.st_mtime_ns, about.st_ino], self.held.get(str(path))
@@ -186,7 +188,7 @@ class Digests:
         self.found[str(path)] = [*mark, digest]
         return digest
 
-    def under(self, folder, pattern: str = "*") -> dict:
+    def under(self, folder: str | Path, pattern: str = "*") -> dict[str, str]:
         "File (relative to `folder`) -> sha256, for files below it that match `pattern`; hidden ones are left out."
         folder = Path(folder)
         files = sorted(p for p in folder.rglob(pattern) if p.is_file() and not p.name.startswith("."))

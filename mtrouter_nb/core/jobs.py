@@ -14,9 +14,9 @@ import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import BrokenExecutor, Future
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
 from hashlib import sha256
 from multiprocessing.resource_tracker import ensure_running
@@ -48,9 +48,9 @@ def _environment(**values):
 # %% ../../nbs/core/02_jobs.ipynb #cell-009
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
-
+# %% ../../nbs/core/02_jobs.ipynb #cell-011
 @contextmanager
-def one_thread():
+def one_thread() -> Iterator[None]:
     """BLAS, OpenMP, torch and joblib keep to one thread inside; what was loaded before has its threads back afterwards.
 
     Holds for the calling thread and for child processes. A Python thread that is started inside asks OpenMP anew.
@@ -64,31 +64,31 @@ def one_thread():
         finally:
             if torch: torch.set_num_threads(threads)
 
-# %% ../../nbs/core/02_jobs.ipynb #cell-012
+# %% ../../nbs/core/02_jobs.ipynb #cell-014
 def _alone(number: int, function, job) -> tuple:
     "(number, function(*job)), on one thread."
     with one_thread(): return number, function(*job)
 
-
+# %% ../../nbs/core/02_jobs.ipynb #cell-017
 def _here(workers: int) -> Parallel:
     "Worker processes of this machine."
     with parallel_config(backend="loky", inner_max_num_threads=1, initializer=_as_worker):
         return Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1, mmap_mode="c")
 
-# %% ../../nbs/core/02_jobs.ipynb #cell-014
+# %% ../../nbs/core/02_jobs.ipynb #cell-019
 def _as_worker() -> None:
     "A worker process leaves Ctrl-C to its caller (programs that it starts do not inherit that) and ends with it."
     signal.signal(signal.SIGINT, lambda *_: None)
     if os.name == "posix": signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 
-
+# %% ../../nbs/core/02_jobs.ipynb #cell-021
 def _end_with(parent: int) -> None:
     "End this process when its parent has: what it goes on to write would come late, over newer work."
     while os.getppid() == parent: time.sleep(.5)
     os._exit(1)
 
-
+# %% ../../nbs/core/02_jobs.ipynb #cell-023
 @contextmanager
 def _unheard():
     "Processes that start inside hear no Ctrl-C while they start; one that is pressed meanwhile is answered afterwards."
@@ -105,26 +105,26 @@ def _unheard():
         signal.signal(signal.SIGINT, answer)
         if pressed: signal.raise_signal(signal.SIGINT)
 
-# %% ../../nbs/core/02_jobs.ipynb #cell-017
+# %% ../../nbs/core/02_jobs.ipynb #cell-026
 SCHEDULER = "MTROUTER_SCHEDULER"  # the environment variable with the address of a Dask scheduler
 ANSWER_S = 10  # seconds that a scheduler has to answer, and then to find a worker
 
-
+# %% ../../nbs/core/02_jobs.ipynb #cell-028
 class JobsError(RuntimeError):
     "Work cannot be spread as asked; the message is one sentence with the mend."
 
-
-def scheduler(address: str | None):
+# %% ../../nbs/core/02_jobs.ipynb #cell-030
+def scheduler(address: str | None) -> AbstractContextManager[None]:
     """A context in which jobs go to the workers of the Dask scheduler at `address`; with None they stay here.
 
     It sets `MTROUTER_SCHEDULER`, which child processes inherit.
     """
     return _environment(**{SCHEDULER: address})
 
-# %% ../../nbs/core/02_jobs.ipynb #cell-020
+# %% ../../nbs/core/02_jobs.ipynb #cell-033
 _CLIENTS = {}
 
-
+# %% ../../nbs/core/02_jobs.ipynb #cell-035
 def _connected(address: str):
     "A new client of the scheduler at `address`. Raises JobsError without Dask, or where no scheduler answers."
     try:
@@ -142,7 +142,7 @@ def _connected(address: str):
         raise JobsError(f"No Dask scheduler answers at {address} within {ANSWER_S} seconds: start it with `dask "
                         f"scheduler`, or unset {SCHEDULER}.") from error
 
-
+# %% ../../nbs/core/02_jobs.ipynb #cell-037
 def _in_time(connect):
     "What `connect` returns; TimeoutError where that takes too long: what is no scheduler may never greet a client."
     answer = Future()
@@ -154,7 +154,7 @@ def _in_time(connect):
     threading.Thread(target=ask, daemon=True).start()
     return answer.result(ANSWER_S + 1)
 
-
+# %% ../../nbs/core/02_jobs.ipynb #cell-040
 def _client(address: str):
     "This process's client of the scheduler at `address`. Raises JobsError also where the scheduler has no worker."
     if address not in _CLIENTS or _CLIENTS[address].status != "running": _CLIENTS[address] = _connected(address)
@@ -164,7 +164,7 @@ def _client(address: str):
                         f"`dask worker {address} --nworkers N --nthreads 1`.") from error
     return _CLIENTS[address]
 
-# %% ../../nbs/core/02_jobs.ipynb #cell-023
+# %% ../../nbs/core/02_jobs.ipynb #cell-043
 def _sent_once(client, jobs: list) -> list:
     "`jobs` with a future of `client` in place of every object that several of them hold."
     uses = Counter(id(value) for job in jobs for value in job)
@@ -173,7 +173,7 @@ def _sent_once(client, jobs: list) -> list:
     sent = {key: client.scatter([value], broadcast=True, hash=False)[0] for key, value in shared.items()}
     return [tuple(sent.get(id(value), value) for value in job) for job in jobs]
 
-# %% ../../nbs/core/02_jobs.ipynb #cell-026
+# %% ../../nbs/core/02_jobs.ipynb #cell-046
 def _there(client) -> Parallel:
     "The workers of the scheduler of `client`."
     from joblib._dask import DaskDistributedBackend
@@ -185,14 +185,14 @@ def _there(client) -> Parallel:
     with parallel_config(backend=Workers(client=client)):  # all jobs at once: workers that come later have some, too
         return Parallel(n_jobs=-1, return_as="generator_unordered", batch_size=1, pre_dispatch="all")
 
-# %% ../../nbs/core/02_jobs.ipynb #cell-028
+# %% ../../nbs/core/02_jobs.ipynb #cell-048
 @lru_cache(maxsize=None)  # a process keeps the code that it has loaded, whatever is installed meanwhile
 def _floor() -> str:
     "What a job's bytes depend on beside its arguments, a line each: libraries, and this package's code."
     code = "\n".join(Reached(own_package().whole("*")).digests())
     return "\n".join([*versions(["pandas"]), f"mtrouter_nb {sha256(code.encode()).hexdigest()[:8]}"])
 
-
+# %% ../../nbs/core/02_jobs.ipynb #cell-051
 def _remote(floor: str, number: int, function, job) -> tuple:
     "`_alone` on a worker of a scheduler. Raises JobsError where it cannot give the bytes of the caller's `floor`."
     from distributed import get_worker
@@ -207,7 +207,7 @@ def _remote(floor: str, number: int, function, job) -> tuple:
                         "what the caller has.")
     with scheduler(None): return _alone(number, function, job)  # jobs of its own would wait for the worker it holds
 
-# %% ../../nbs/core/02_jobs.ipynb #cell-031
+# %% ../../nbs/core/02_jobs.ipynb #cell-054
 def _at_most(workers: int) -> int:
     "`workers`, or the number in `MTROUTER_WORKERS` where that is less."
     named = os.environ.get("MTROUTER_WORKERS") or str(workers)
@@ -215,8 +215,8 @@ def _at_most(workers: int) -> int:
         raise JobsError(f"MTROUTER_WORKERS is {named!r}: set it to a number of processes, 1 or more.")
     return min(workers, int(named))
 
-
-def finished(function, jobs, workers: int = 2) -> Iterator[tuple]:
+# %% ../../nbs/core/02_jobs.ipynb #cell-057
+def finished(function: Callable, jobs: Iterable[tuple], workers: int = 2) -> Iterator[tuple]:
     """Yield (index of the job, function(*job)) as `jobs` end, over `workers` processes.
 
     At most `MTROUTER_WORKERS` of them where that is set. Over the workers of a scheduler instead where
@@ -243,8 +243,9 @@ def finished(function, jobs, workers: int = 2) -> Iterator[tuple]:
             warnings.simplefilter("ignore", UserWarning)  # of jobs that an early end leaves undone
             if results: results.close()
 
-
-def run_jobs(function, jobs, label: str = "", workers: int = 2, progress: bool = True) -> list:
+# %% ../../nbs/core/02_jobs.ipynb #cell-060
+def run_jobs(function: Callable, jobs: Iterable[tuple], label: str = "", workers: int = 2,
+             progress: bool = True) -> list:
     "`[function(*job) for job in jobs]` over processes or machines (see `finished`), with a progress bar."
     jobs = list(jobs)
     ended = tqdm(finished(function, jobs, workers), desc=label, total=len(jobs), disable=not (progress and jobs))

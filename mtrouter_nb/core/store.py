@@ -19,7 +19,7 @@ import time
 import types
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from datetime import date, timedelta
 from datetime import time as time_of_day
@@ -28,6 +28,7 @@ from fractions import Fraction
 from functools import cached_property, lru_cache, partial
 from importlib.machinery import PathFinder
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -45,7 +46,7 @@ BOOKKEEPING = 1  # see `closure.Module`; to be raised when results are packed so
 class UnknownContent(TypeError):
     "A value whose content cannot be told; one sentence names it and the mend."
 
-
+# %% ../../nbs/core/03_store.ipynb #cell-010
 def _plain_object(value) -> dict:
     "The fields of an object, without what is derived from them on first use."
     cached = {name for cls in type(value).__mro__ for name, v in vars(cls).items() if isinstance(v, cached_property)}
@@ -53,20 +54,20 @@ def _plain_object(value) -> dict:
     held = {name: getattr(value, name) for name in sorted(slots) if hasattr(value, name)}
     return held | {name: v for name, v in getattr(value, "__dict__", {}).items() if name not in cached}
 
-
+# %% ../../nbs/core/03_store.ipynb #cell-013
 _PLAIN = (str, bool, int, float, types.NoneType)
 _HOLDERS = (list, tuple, dict, set, frozenset)
 _TOLD = (date, time_of_day, timedelta, Decimal, Fraction, pd.Period)  # and their subclasses, as pandas' Timestamp
 # made in C, with all that they hold in their `__dict__`, or alone of their kind
 _OPEN = (types.SimpleNamespace, type(lru_cache(len)), *type(pd.NA).__mro__[:-1])
 
-
+# %% ../../nbs/core/03_store.ipynb #cell-015
 def _shows_all(kind: type) -> bool:
     "Whether objects of a class keep all that they hold in fields: a base that was written in C may keep more."
     made = [vars(base).get("__new__") for base in kind.__mro__[:-1] if base not in _OPEN]
     return not any(isinstance(new, types.BuiltinFunctionType) for new in made)
 
-
+# %% ../../nbs/core/03_store.ipynb #cell-018
 def _flat(values) -> bytes | list:
     "The content of an array or a column: bytes of numbers and of text, else the list of its values."
     array = np.asarray(values)
@@ -74,7 +75,7 @@ def _flat(values) -> bytes | list:
     listed = np.asarray(values, object).ravel().tolist()
     return "\0".join(map(repr, listed)).encode() if all(type(v) in _PLAIN for v in listed) else listed
 
-# %% ../../nbs/core/03_store.ipynb #cell-009
+# %% ../../nbs/core/03_store.ipynb #cell-021
 class Content:
     """What values hold, and the code that they bring. `names`: (module, name) of this package; `cells`: code from
     elsewhere, as modules; `externals`: other packages. `memo`: what is known already of objects, by identity."""
@@ -83,7 +84,7 @@ class Content:
         self.names, self.cells, self.externals = set(), {}, set()
         self._memo = {} if memo is None else memo
 
-    def add(self, value) -> str:
+    def add(self, value: object) -> str:
         "Add a value; returns 32 hex digits of what it holds."
         if id(value) not in self._memo:
             inner, digest = Content(self._memo), hashlib.sha256()
@@ -169,7 +170,7 @@ class Content:
         else: raise UnknownContent(f"What a {type(value).__qualname__} holds cannot be told: give its class a property "
                                    "`content_key`, or hand over what the function needs of it.")
 
-# %% ../../nbs/core/03_store.ipynb #cell-012
+# %% ../../nbs/core/03_store.ipynb #cell-024
 _OWN = __name__.split(".")[0] if "__file__" in globals() else "mtrouter_nb"
 
 
@@ -178,12 +179,12 @@ def _is_library(module: str) -> bool:
     top = module.split(".")[0]
     return top != "__main__" and (top in sys.stdlib_module_names or installed(top) is not None)
 
-
+# %% ../../nbs/core/03_store.ipynb #cell-027
 def _text_of(code) -> str:
     "The whole text that a function was written in, its cell or its file; empty where none is known."
     return "".join(linecache.getlines(code.co_filename))
 
-
+# %% ../../nbs/core/03_store.ipynb #cell-030
 def _written(self, module: str, name: str):
     "A name of this package or of a library; for another, nothing."
     if module.split(".")[0] == _OWN: self.names |= {(module, name)} if name != "<lambda>" else set()
@@ -191,7 +192,7 @@ def _written(self, module: str, name: str):
     else: return
     yield f"{module}.{name}"
 
-
+# %% ../../nbs/core/03_store.ipynb #cell-032
 def _class(self, cls):
     "A class with its bases: names, and what those hold that were written elsewhere."
     for base in cls.__mro__:
@@ -203,7 +204,7 @@ def _class(self, cls):
         for name, value in vars(base).items() if (made or not known) and base is not object else ():
             yield from self._member(name, value)
 
-
+# %% ../../nbs/core/03_store.ipynb #cell-034
 def _member(self, name: str, value):
     "What stands in a class that was written elsewhere: functions, with those within properties, and values."
     if isinstance(value, _WRAPPED): inner = [getattr(value, a, None) for a in _INNER]
@@ -221,7 +222,7 @@ _INNER = "fget", "fset", "fdel", "func", "__func__"
 
 def _is_slot(value) -> bool: return isinstance(value, types.MemberDescriptorType | types.GetSetDescriptorType)
 
-
+# %% ../../nbs/core/03_store.ipynb #cell-036
 def _function(self, function):
     "A function: what it was made with, and its name in a package, or its code and what this reads."
     for cell in function.__closure__ or ():
@@ -237,13 +238,13 @@ def _function(self, function):
     else: yield from self._bytecode(function)
     if "<" in function.__qualname__ or not known: yield from self._own_code(function)  # others have that place, too
 
-
+# %% ../../nbs/core/03_store.ipynb #cell-038
 def _is_its_own(function) -> bool:
     "Whether a function is what its name says, and not a wrapper that took over the name of what it wraps."
     named = getattr(sys.modules.get(function.__module__ or ""), function.__qualname__, None)
     return named is function or "__wrapped__" not in vars(function)
 
-
+# %% ../../nbs/core/03_store.ipynb #cell-040
 def _cell(self, text: str, function):
     "The cell (or file) of a function, the local files that it imports, and the values that the function reads outside."
     cell = self.cells[hashlib.sha256(text.encode()).hexdigest()] = Module("__main__", without_magics(text))
@@ -257,20 +258,20 @@ def _cell(self, text: str, function):
     for name in sorted(set().union(*(p.reads for p in seen)) - imported):  # another cell may have set them
         if name in function.__globals__: yield from (name, self.add(function.__globals__[name]))
 
-
+# %% ../../nbs/core/03_store.ipynb #cell-042
 def _files(self, module: Module):
     "Files that `module` imports and that belong to no installed package: they are read whole."
     imported = [*module.imports.values(), *(i for piece in module.pieces for i in piece.imports.values())]
     for dotted in {place for target, name in imported for place in _places(f"{target}.{name}")}:
         if dotted.split(".")[0] != _OWN and not _is_library(dotted): self._file(dotted, _file_of(dotted))
 
-
+# %% ../../nbs/core/03_store.ipynb #cell-044
 def _places(dotted: str) -> list:
     "A dotted name and the packages above it: `a`, `a.b`, `a.b.c`."
     parts = dotted.split(".")
     return [".".join(parts[:n]) for n in range(1, len(parts) + 1)]
 
-
+# %% ../../nbs/core/03_store.ipynb #cell-047
 def _file_of(dotted: str) -> str | None:
     "The file of a module, which may not be loaded yet."
     if dotted in sys.modules: return getattr(sys.modules[dotted], "__file__", None)
@@ -281,17 +282,17 @@ def _file_of(dotted: str) -> str | None:
         folders = found.submodule_search_locations
     return found.origin
 
-
+# %% ../../nbs/core/03_store.ipynb #cell-050
 def _module(self, module):
     "A module among the inputs: whole, wherever it comes from."
     known = [*self._written(module.__name__, "*")]
     if not known: self._file(module.__name__, getattr(module, "__file__", None))
     yield from known
 
-
+# %% ../../nbs/core/03_store.ipynb #cell-052
 _LOADED = set()  # files of local modules that results of this process depended on
 
-
+# %% ../../nbs/core/03_store.ipynb #cell-054
 def _file(self, dotted: str, path: str | None):
     "A module that belongs to no installed package."
     if not path or not path.endswith(".py") or not os.path.exists(path): return
@@ -302,14 +303,14 @@ def _file(self, dotted: str, path: str | None):
         self.cells[key] = Module(dotted, text, Path(path).name == "__init__.py")
         self._files(self.cells[key])
 
-
+# %% ../../nbs/core/03_store.ipynb #cell-056
 def _codes(code):
     "A code object and those within."
     yield code
     for inner in code.co_consts:
         if isinstance(inner, types.CodeType): yield from _codes(inner)
 
-
+# %% ../../nbs/core/03_store.ipynb #cell-059
 def _own_code(self, function):
     "A function's bytecode and constants, without docstrings."
     for code in _codes(function.__code__):
@@ -318,7 +319,7 @@ def _own_code(self, function):
         yield from (code.co_code, self.add([c for c in constants if not isinstance(c, types.CodeType)]))
         yield " ".join(code.co_names)
 
-
+# %% ../../nbs/core/03_store.ipynb #cell-061
 def _bytecode(self, function):
     "A function without source, or without a name of its own: its bytecode, and the values of the names that it reads."
     for code in _codes(function.__code__):
@@ -326,17 +327,18 @@ def _bytecode(self, function):
         for name in code.co_names:  # of globals, of attributes, of Python's own functions
             yield from (name, self.add(function.__globals__[name])) if name in function.__globals__ else (name,)
 
+# %% ../../nbs/core/03_store.ipynb #cell-063
 Content._written, Content._class, Content._member, Content._function = _written, _class, _member, _function
 Content._cell, Content._files, Content._file, Content._module = _cell, _files, _file, _module
 Content._own_code, Content._bytecode = _own_code, _bytecode
 
-# %% ../../nbs/core/03_store.ipynb #cell-019
+# %% ../../nbs/core/03_store.ipynb #cell-074
 _STARTED = time.time()
 
-
+# %% ../../nbs/core/03_store.ipynb #cell-076
 def _results() -> Path: return cache_dir() / "results"
 
-
+# %% ../../nbs/core/03_store.ipynb #cell-078
 @lru_cache(maxsize=1)
 def _code() -> Package: return own_package()
 
@@ -344,13 +346,13 @@ def _code() -> Package: return own_package()
 @lru_cache(maxsize=None)
 def _reached(names: frozenset) -> Reached: return _code().reach(names)
 
-
+# %% ../../nbs/core/03_store.ipynb #cell-080
 def _state() -> str:
     "A digest of the package's files as they are, and of this Python, whose syntax trees they are read into."
     files = [f"{p.relative_to(own_folder())} {file_digest(p)}" for p in package_files(own_folder())]
     return hashlib.sha256("\n".join([str(sys.version_info[:2]), *files]).encode()).hexdigest()
 
-
+# %% ../../nbs/core/03_store.ipynb #cell-082
 @lru_cache(maxsize=None)
 def _told(names: frozenset) -> tuple[list, list]:
     "(a line per piece of the package that the `names` reach, externals), as kept for these files or read from them."
@@ -373,7 +375,7 @@ def _first_state() -> str: return _state()
 def _sum(told: dict) -> str:
     return hashlib.sha256(repr([told.get("lines"), told.get("externals")]).encode()).hexdigest()
 
-
+# %% ../../nbs/core/03_store.ipynb #cell-084
 def reached(content: Content) -> Reached:
     "All code that what was added to `content` may run, here and in cells."
     found = _reached(frozenset(content.names))
@@ -384,13 +386,13 @@ def reached(content: Content) -> Reached:
         found.externals |= more.externals
     return found
 
-
+# %% ../../nbs/core/03_store.ipynb #cell-087
 def _code_of(content: Content) -> tuple:
     if not content.cells: return _told(frozenset(content.names))
     found = reached(content)
     return found.digests(), found.externals
 
-
+# %% ../../nbs/core/03_store.ipynb #cell-089
 def result_key(function: Callable, *inputs, memo: dict = None) -> str:
     """32 hex digits of all that `function(*inputs)` depends on. memo: shared by calls that share large inputs.
 
@@ -402,13 +404,13 @@ def result_key(function: Callable, *inputs, memo: dict = None) -> str:
     parts = [*held, *lines, *versions({*externals, *content.externals})]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
-
+# %% ../../nbs/core/03_store.ipynb #cell-092
 def code_key(*names: tuple) -> str:
     "16 hex digits of the code that the `names` (module, name) of this package reach, and of the libraries below it."
     lines, externals = _told(frozenset(names))
     return hashlib.sha256("\n".join([*lines, *versions(externals)]).encode()).hexdigest()[:16]
 
-
+# %% ../../nbs/core/03_store.ipynb #cell-095
 def code_is_fresh() -> bool:
     """Whether neither the package, nor the script that runs, nor a local module that a key has reached, is younger than
     this process; else a warning says so, once."""
@@ -423,7 +425,7 @@ def code_is_fresh() -> bool:
 @lru_cache(maxsize=None)
 def _warn_once(sentence: str) -> None: warnings.warn(sentence, stacklevel=4)
 
-# %% ../../nbs/core/03_store.ipynb #cell-023
+# %% ../../nbs/core/03_store.ipynb #cell-099
 def _encoded(value) -> tuple[str, bytes]:
     "(kind, bytes) of one member."
     buffer = io.BytesIO()
@@ -436,11 +438,11 @@ def _encoded(value) -> tuple[str, bytes]:
     if value is None or isinstance(value, bool | int | float | str): return "json", json.dumps(value).encode()
     raise TypeError(f"A stored result holds tables, arrays, numbers and text, not {type(value).__qualname__}.")
 
-
+# %% ../../nbs/core/03_store.ipynb #cell-102
 _READERS = {"parquet": pd.read_parquet, "npy": partial(np.load, allow_pickle=False), "json": json.load}
 
-
-def packed(result) -> bytes:
+# %% ../../nbs/core/03_store.ipynb #cell-104
+def packed(result: object) -> bytes:
     "`result` as the bytes of its file. Raises TypeError for what cannot be stored."
     members = {str(k): v for k, v in result.items()} if isinstance(result, dict) else {"": result}
     if isinstance(result, dict) and len(members) < len(result):
@@ -455,8 +457,8 @@ def packed(result) -> bytes:
         file.writestr(zipfile.ZipInfo("about.json"), json.dumps(about))
     return buffer.getvalue()
 
-
-def unpacked(content: bytes):
+# %% ../../nbs/core/03_store.ipynb #cell-107
+def unpacked(content: bytes) -> Any:
     "What `packed` made bytes of. Raises zipfile.BadZipFile, or whatever a reader raises, for damaged bytes."
     with zipfile.ZipFile(io.BytesIO(content)) as file:
         about, members = json.loads(file.read("about.json")), {}
@@ -465,7 +467,7 @@ def unpacked(content: bytes):
             if rows is not None and len(value) != rows: raise zipfile.BadZipFile(f"{name} lacks rows")
     return members[""] if about["single"] else members
 
-# %% ../../nbs/core/03_store.ipynb #cell-027
+# %% ../../nbs/core/03_store.ipynb #cell-111
 def _limit() -> float:
     "Bytes that results may take: `MTROUTER_CACHE_LIMIT_GB`, 10 GB by default."
     limit = os.environ.get("MTROUTER_CACHE_LIMIT_GB") or 10
@@ -473,7 +475,7 @@ def _limit() -> float:
     except ValueError as error:
         raise ValueError(f"MTROUTER_CACHE_LIMIT_GB is {limit!r}: give a number of GB.") from error
 
-
+# %% ../../nbs/core/03_store.ipynb #cell-114
 def prune(limit: float = None) -> int:
     "Delete the results used least recently until all take at most `limit` bytes; returns how many were deleted."
     files = sorted(((p.stat(), p) for p in _results().rglob("*") if p.is_file() and p.suffix != ".lock"),
@@ -486,7 +488,7 @@ def prune(limit: float = None) -> int:
             gone += 1
     return gone
 
-
+# %% ../../nbs/core/03_store.ipynb #cell-117
 def clear_cache() -> None:
     "Delete everything that was computed, results and embeddings; downloads stay."
     computed = [*_results().rglob("*"), *cache_dir().glob("vectors.sqlite*")]
@@ -495,13 +497,13 @@ def clear_cache() -> None:
     for path in files: path.unlink(missing_ok=True)
     print(f"{len(files)} files with {size / 1e6:.0f} MB of results and embeddings deleted from {cache_dir()}.")
 
-# %% ../../nbs/core/03_store.ipynb #cell-029
+# %% ../../nbs/core/03_store.ipynb #cell-121
 def _place(function, key: str) -> Path:
     name = getattr(function, "func", function)  # of a partial
     name = name if hasattr(name, "__qualname__") else type(name)
     return _results() / f"{name.__module__}.{name.__qualname__}".replace("<", "").replace(">", "") / f"{key}.zip"
 
-
+# %% ../../nbs/core/03_store.ipynb #cell-124
 def _load(path: Path) -> tuple[bool, object]:
     "(whether there is a whole result, the result)."
     try: result = unpacked(path.read_bytes())
@@ -513,7 +515,7 @@ def _load(path: Path) -> tuple[bool, object]:
     except OSError: pass
     return True, result
 
-
+# %% ../../nbs/core/03_store.ipynb #cell-126
 def _keep(path: Path, content: bytes) -> None:
     "Write a result; where that fails, warn once and go on with the result in hand."
     try:
@@ -523,16 +525,16 @@ def _keep(path: Path, content: bytes) -> None:
         _warn_once(f"Results cannot be kept in {cache_dir()} ({error.strerror or error}); free space, or set "
                    "MTROUTER_CACHE to a folder that can be written.")
 
-# %% ../../nbs/core/03_store.ipynb #cell-031
+# %% ../../nbs/core/03_store.ipynb #cell-129
 def _held(paths, known=()) -> dict:
     "Number -> result of the `paths` that hold one, but for those that are `known`."
     loaded = {i: _load(path) for i, path in enumerate(paths) if i not in known}
     return {i: result for i, (there, result) in loaded.items() if there}
 
-
+# %% ../../nbs/core/03_store.ipynb #cell-131
 _HELD: set = set()
 
-
+# %% ../../nbs/core/03_store.ipynb #cell-133
 @contextmanager
 def _alone(path):
     "`turn`; at once where this process, or the one that it works for, has it already: a job may store what it needs."
@@ -544,8 +546,8 @@ def _alone(path):
         try: yield
         finally: _HELD.discard(path)
 
-
-def stored_all(function: Callable, jobs, label: str = "", workers: int = 2, progress: bool = True,
+# %% ../../nbs/core/03_store.ipynb #cell-136
+def stored_all(function: Callable, jobs: Iterable[tuple], label: str = "", workers: int = 2, progress: bool = True,
                prepare: Callable = None) -> list:
     """`[function(*job) for job in jobs]`, from the cache or computed now and kept.
 
@@ -571,8 +573,8 @@ def stored_all(function: Callable, jobs, label: str = "", workers: int = 2, prog
     prune()
     return [found[i] for i in range(len(jobs))]
 
-
-def stored(function: Callable, *inputs):
+# %% ../../nbs/core/03_store.ipynb #cell-140
+def stored(function: Callable, *inputs) -> Any:
     """`function(*inputs)`, from the cache or computed now and kept.
 
     The result is a table, an array, a number, text, or a dictionary of these. `function` may read its inputs and

@@ -10,6 +10,7 @@ import hashlib
 import sqlite3
 import warnings
 import zlib
+from collections.abc import Callable
 from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
@@ -30,32 +31,32 @@ def folder_digest(folder: str) -> str:
     told = "\n".join(f"{p.relative_to(folder).as_posix()} {file_digest(p)}" for p in files)
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
-
+# %% ../../nbs/core/04_vectors.ipynb #cell-011
 def weights_digest(model) -> str:
     "16 hex digits of a loaded SentenceTransformer's parameters and vocabulary."
     digest = hashlib.sha256(repr(sorted(model.tokenizer.get_vocab().items())).encode())
     for name, values in model.state_dict().items(): digest.update(name.encode() + values.numpy().tobytes())
     return digest.hexdigest()[:16]
 
-# %% ../../nbs/core/04_vectors.ipynb #cell-011
+# %% ../../nbs/core/04_vectors.ipynb #cell-015
 def text_key(text: str) -> bytes:
     "The cache key of a text: 16 bytes of its SHA-256."
     return hashlib.sha256(text.encode()).digest()[:16]
 
-
+# %% ../../nbs/core/04_vectors.ipynb #cell-018
 def _check(*row) -> int | None:
     "A checksum over all that a row says: encoder, key, vector; None where one of them is no longer of its kind."
     if [*map(type, row)] != [str, bytes, bytes]: return None
     return zlib.crc32(b"%s\0%s\0%s" % (row[0].encode(), *row[1:]))
 
-# %% ../../nbs/core/04_vectors.ipynb #cell-012
+# %% ../../nbs/core/04_vectors.ipynb #cell-021
 class EmbeddingCache:
     """A single SQLite file: (encoder, text hash) -> float32 vector, each with a checksum. Safe for several processes at
     once. A row that was changed counts as absent; a file that is damaged is begun anew; one that cannot be written is
     only read.
     """
 
-    def __init__(self, path=None):
+    def __init__(self, path: str | Path | None = None):
         self.path = Path(path) if path else cache_dir() / "vectors.sqlite"
 
     def _use(self, work, nothing, read_only: bool = False):
@@ -96,7 +97,7 @@ class EmbeddingCache:
         found = {}
         return self._use(work, found)
 
-    def vectors(self, encoder: str, texts: list, embed, progress: bool = True) -> np.ndarray:
+    def vectors(self, encoder: str, texts: list, embed: Callable, progress: bool = True) -> np.ndarray:
         """The vectors of `texts`, float32 (n, dim); `embed(texts)` makes those that are not here, which are then kept.
 
         Duplicates and known texts cost nothing. Another process that embeds waits, and then finds what it needs.
@@ -126,12 +127,14 @@ class EmbeddingCache:
         def work(db): return bool(db.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?, ?)", rows))
         return self._use(work, False) or _not_kept(str(self.path))
 
-
+# %% ../../nbs/core/04_vectors.ipynb #cell-023
 _STORE_EVERY = 64  # texts: what an interruption can lose
+
+# %% ../../nbs/core/04_vectors.ipynb #cell-025
 _TABLE = ("CREATE TABLE IF NOT EXISTS vectors (encoder TEXT, key BLOB, vector BLOB, checked INTEGER, "
           "PRIMARY KEY (encoder, key)) WITHOUT ROWID")
 
-
+# %% ../../nbs/core/04_vectors.ipynb #cell-027
 @lru_cache(maxsize=None)
 def _not_kept(path: str) -> bool:
     warnings.warn(f"{path} cannot be written, so embeddings are made again next time; free space, or set "

@@ -13,9 +13,8 @@ import pandas as pd
 
 from ..core.files import data_dir
 from ..core.splits import stable_hash
-from ..core.text import strip_countdown
 from .pool import demo_pool
-from .turns import TurnLog, load_turns, proposes, save_turns, with_feedback
+from .turns import TurnLog, load_turns, proposes, with_feedback
 
 # %% ../../nbs/data/02_demo.ipynb #cell-005
 DEMO_SKILL = pd.DataFrame({"grand-120b": [.85, .80], "middle-30b": [.60, .65], "sums-8b": [.75, .20],
@@ -23,6 +22,7 @@ DEMO_SKILL = pd.DataFrame({"grand-120b": [.85, .80], "middle-30b": [.60, .65], "
 _LEVELS = ("easy", "medium", "hard")
 _SHIFT = 1.2  # log-odds a level
 
+# %% ../../nbs/data/02_demo.ipynb #cell-008
 def true_success(task_ids: Iterable[str], models: Iterable[str]) -> pd.DataFrame:
     "The probability (tasks x models) that made each episode's success. Raises `KeyError` for what the demo lacks."
     task_ids, models = list(task_ids), list(models)
@@ -32,9 +32,10 @@ def true_success(task_ids: Iterable[str], models: Iterable[str]) -> pd.DataFrame
     odds = skill / (1 - skill) * np.exp(_SHIFT * (1 - level))[:, None]
     return pd.DataFrame(odds / (1 + odds), task_ids, models)
 
-# %% ../../nbs/data/02_demo.ipynb #cell-009
+# %% ../../nbs/data/02_demo.ipynb #cell-012
 _THINGS, _PLACES = ("mug", "book", "plate", "apple", "candle", "pen"), ("desk", "shelf", "drawer", "sink", "table")
 
+# %% ../../nbs/data/02_demo.ipynb #cell-014
 def _sum_task(rng, level: int) -> tuple[str, str]:
     "(prompt, answer) of an arithmetic task."
     a, b, c = (int(x) for x in rng.integers(11, 60, 3))
@@ -47,6 +48,7 @@ def _sum_task(rng, level: int) -> tuple[str, str]:
 
 def _primes(limit: int) -> int: return sum(all(n % d for d in range(2, int(n**.5) + 1)) for n in range(2, limit))
 
+# %% ../../nbs/data/02_demo.ipynb #cell-018
 def _errand_task(rng, level: int) -> tuple[str, str]:
     "(prompt, the thing to handle and its places) of a household task."
     thing, (start, end) = rng.choice(_THINGS), rng.choice(_PLACES, 2, replace=False)
@@ -55,9 +57,10 @@ def _errand_task(rng, level: int) -> tuple[str, str]:
     room = ", ".join(f"a {place} 1" for place in sorted(_PLACES))
     return f"You are in a room. You see {room}. Your task is to: {errand}.", f"{thing} 1|{start} 1|{end} 1"
 
-# %% ../../nbs/data/02_demo.ipynb #cell-013
+# %% ../../nbs/data/02_demo.ipynb #cell-022
 MAX_TURNS, MAX_PROPOSALS = 5, 2  # as in MINT
 
+# %% ../../nbs/data/02_demo.ipynb #cell-024
 def _sum_script(rng, success: bool, p: float, level: int) -> list[str]:
     "Events of an arithmetic episode: work, error, right, wrong."
     steps = ["error" if rng.random() < .7 * (1 - p) else "work" for _ in range(rng.integers(0, level + 2))]
@@ -65,6 +68,7 @@ def _sum_script(rng, success: bool, p: float, level: int) -> list[str]:
     if rng.random() < .6: return [*steps[:3], "wrong", "wrong"]
     return ["error" if rng.random() < .5 else "work" for _ in range(MAX_TURNS - 1)] + ["wrong"]
 
+# %% ../../nbs/data/02_demo.ipynb #cell-027
 def _errand_script(rng, success: bool, p: float, level: int) -> list[str]:
     "Events of a household episode: work, error, done (the room is as it should be), wrong."
     slips = ["error" if rng.random() < .7 * (1 - p) else "work" for _ in range(4 - level)]
@@ -72,12 +76,14 @@ def _errand_script(rng, success: bool, p: float, level: int) -> list[str]:
     if rng.random() < .3: return [*slips[:3], "wrong", "wrong"][-MAX_TURNS:]
     return ["error" if rng.random() < .5 else "work" for _ in range(MAX_TURNS)]
 
+# %% ../../nbs/data/02_demo.ipynb #cell-030
 _SCRIPTS = {"arithmetic": _sum_script, "household": _errand_script}
 
-# %% ../../nbs/data/02_demo.ipynb #cell-017
+# %% ../../nbs/data/02_demo.ipynb #cell-033
 _CRASHES = ("NameError: name 'x' is not defined", "SyntaxError: invalid syntax",
             "ValueError: invalid literal for int()", "AssertionError: that is not what I expected")
 
+# %% ../../nbs/data/02_demo.ipynb #cell-035
 def _sum_words(rng, event: str, answer: str) -> tuple[str, str]:
     "(action, what the environment says) for an event of an arithmetic episode."
     near = int(answer) + int(rng.choice([-10, -2, -1, 1, 2, 10]))
@@ -88,6 +94,7 @@ def _sum_words(rng, event: str, answer: str) -> tuple[str, str]:
     if rng.random() < .3: return "Let me think about it.", "I don't understand your input. Use <execute> or <solution>."
     return f"<thought> Let me try. </thought>\n{code}", f"Traceback (most recent call last)\n{rng.choice(_CRASHES)}"
 
+# %% ../../nbs/data/02_demo.ipynb #cell-038
 def _errand_words(rng, event: str, answer: str) -> tuple[str, str]:
     "(action, what the environment says) for an event of a household episode."
     thing, start, end = answer.split("|")
@@ -99,16 +106,19 @@ def _errand_words(rng, event: str, answer: str) -> tuple[str, str]:
                 f"On the {place}, you see {'a ' + thing if place == start else 'nothing'}.")
     return f'<execute>\nprint(take_from("{thing}", "{place}"))\n</execute>', "Nothing happens."
 
+# %% ../../nbs/data/02_demo.ipynb #cell-041
 _WORDS = {"arithmetic": _sum_words, "household": _errand_words}
 
-# %% ../../nbs/data/02_demo.ipynb #cell-021
+# %% ../../nbs/data/02_demo.ipynb #cell-044
 _INSTRUCTION_TOKENS = 600
 
+# %% ../../nbs/data/02_demo.ipynb #cell-046
 def _countdown(turn: int, proposals: int) -> str:
     left = MAX_TURNS - turn
     last = "You should take the last step to propose a solution.\n" if left == 1 else ""
     return f"You have {left} steps left and {MAX_PROPOSALS - proposals} chances to propose solution left.\n{last}"
 
+# %% ../../nbs/data/02_demo.ipynb #cell-049
 def _play(rng, domain: str, prompt: str, answer: str, script: list[str]) -> list[dict]:
     "Turn rows of one episode that follows `script`."
     rows, seen, proposals, characters = [], prompt, 0, 4 * _INSTRUCTION_TOKENS
@@ -121,11 +131,12 @@ def _play(rng, domain: str, prompt: str, answer: str, script: list[str]) -> list
         seen = f"Observation:\n{reply}\n{_countdown(turn + 1, proposals)}"
     return rows
 
+# %% ../../nbs/data/02_demo.ipynb #cell-053
 def _end_of(script: list[str]) -> str:
     if script[-1] in ("right", "done"): return "task_success"
     return "max_propose_steps" if script.count("wrong") == MAX_PROPOSALS else "max_steps"
 
-# %% ../../nbs/data/02_demo.ipynb #cell-025
+# %% ../../nbs/data/02_demo.ipynb #cell-056
 def make_demo(seed: int = 0, n_tasks: int = 100) -> TurnLog:
     "The demo log: `n_tasks` tasks (domains alternate) x 4 models, one episode each, evidence \"simulated\"."
     tasks, episodes, turns = [], [], []
@@ -145,12 +156,14 @@ def make_demo(seed: int = 0, n_tasks: int = 100) -> TurnLog:
     turns, episodes = pd.DataFrame(turns), pd.DataFrame(episodes)
     return TurnLog(pd.DataFrame(tasks), episodes, with_feedback(turns, episodes), "simulated", "demo").validate()
 
+# %% ../../nbs/data/02_demo.ipynb #cell-058
 def _episode(rows: list[dict], end: str) -> dict:
     success = end == "task_success"
     return dict(success=success, score=float(success), terminate_reason=end, n_turns=len(rows),
                 n_proposals=sum(proposes(row["action"]) for row in rows), tokens_estimated=False,
                 **{c: sum(row[c] for row in rows) for c in ("input_tokens", "output_tokens")})
 
+# %% ../../nbs/data/02_demo.ipynb #cell-061
 def load_demo() -> TurnLog:
     "The committed demo log of `data/demo/`, as `make_demo()` makes it."
     return load_turns(data_dir() / "demo", demo_pool())

@@ -8,22 +8,26 @@ __all__ = ['FEATURES', 'MINT_POOL', 'UnknownModel', 'ModelPool', 'size_bucket_pr
 # %% ../../nbs/data/00_pool.ipynb #cell-002
 import hashlib
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from ..core.files import data_dir
 
-# %% ../../nbs/data/00_pool.ipynb #cell-008
+# %% ../../nbs/data/00_pool.ipynb #cell-005
 class UnknownModel(KeyError):
     "A model that the pool does not hold."
     def __str__(self): return str(self.args[0])
 
+# %% ../../nbs/data/00_pool.ipynb #cell-008
 _COLUMNS = {"input_usd_per_mtok": float, "output_usd_per_mtok": float, "max_input_tokens": "Int64",
             "max_output_tokens": "Int64", "knowledge_cutoff": "str", "basis": "str"}
 
+# %% ../../nbs/data/00_pool.ipynb #cell-010
 def _pool_table(table: pd.DataFrame, where: str) -> pd.DataFrame:
     "The pool's columns in their order and types, or a `ValueError` that says what is wrong in `where`."
     if missing := [c for c in ("input_usd_per_mtok", "output_usd_per_mtok") if c not in table]:
@@ -39,7 +43,7 @@ def _pool_table(table: pd.DataFrame, where: str) -> pd.DataFrame:
         raise ValueError(f"{where}, model {model!r}: {column} is {prices.loc[model, column]}; prices are 0 or more.")
     return table
 
-# %% ../../nbs/data/00_pool.ipynb #cell-010
+# %% ../../nbs/data/00_pool.ipynb #cell-013
 @dataclass(frozen=True, eq=False)
 class ModelPool:
     """Models in a fixed order, with prices (USD per million tokens) and limits.
@@ -72,11 +76,12 @@ class ModelPool:
                                "add it to the pool's table or correct the name.")
         return found
 
-    def subset(self, names) -> "ModelPool":
+    def subset(self, names: Iterable[str]) -> "ModelPool":
         "The pool of `names` only, in the order given. Raises `UnknownModel`."
         return ModelPool(self.table.iloc[self._positions(list(names))])
 
-    def cost_usd(self, model, input_tokens, output_tokens):
+    def cost_usd(self, model: ArrayLike, input_tokens: ArrayLike,
+                 output_tokens: ArrayLike) -> float | np.ndarray:
         """Dollars of calls: `model` a name or an array of n names, tokens numbers or arrays (n,).
 
         Returns a float for one name and scalar tokens, else an array (n,). Raises `UnknownModel`.
@@ -86,11 +91,12 @@ class ModelPool:
         cost = (price_in * np.asarray(input_tokens) + price_out * np.asarray(output_tokens)) / 1e6
         return float(cost[0]) if np.ndim(model) == np.ndim(input_tokens) == np.ndim(output_tokens) == 0 else cost
 
-# %% ../../nbs/data/00_pool.ipynb #cell-014
+# %% ../../nbs/data/00_pool.ipynb #cell-017
 FEATURES = ("max_input_tokens", "max_output_tokens", "input_usd_per_mtok", "output_usd_per_mtok", "cutoff_days",
             "sum_tokens", "price_ratio", "sum_price")
 _DEFAULTS = {"max_input_tokens": 128_000, "max_output_tokens": 4096, "knowledge_cutoff": "2024-01-01"}
 
+# %% ../../nbs/data/00_pool.ipynb #cell-019
 def _features(self) -> np.ndarray:
     """The paper's meta-features, shape (n_models, 8), columns as `FEATURES`, z-scored over the pool.
 
@@ -106,32 +112,36 @@ def _features(self) -> np.ndarray:
 
 ModelPool.features = _features
 
-# %% ../../nbs/data/00_pool.ipynb #cell-019
-def _to_csv(self, path) -> Path:
+# %% ../../nbs/data/00_pool.ipynb #cell-024
+def _to_csv(self, path: str | Path) -> Path:
     "Write the pool as CSV (first column model); the file appears whole or not at all."
     path = Path(path)
     partial = path.with_name(path.name + ".part")
     self.table.to_csv(partial, lineterminator="\n")
     return partial.replace(path)
 
-def _from_csv(cls, path) -> "ModelPool":
+# %% ../../nbs/data/00_pool.ipynb #cell-026
+def _from_csv(cls, path: str | Path) -> "ModelPool":
     "Read a pool from CSV. Raises `ValueError` naming the file and the column or model that is wrong."
     table = pd.read_csv(path, dtype={"model": str})
     if "model" not in table: raise ValueError(f"{path} lacks the column 'model'; name one model a row.")
     return cls(_pool_table(table.set_index("model"), str(path)))
 
+# %% ../../nbs/data/00_pool.ipynb #cell-028
 def _fingerprint(self) -> str:
     "Hex digest of names, order, prices and limits."
     return hashlib.sha256(self.table.to_csv(lineterminator="\n").encode()).hexdigest()
 
+# %% ../../nbs/data/00_pool.ipynb #cell-030
 ModelPool.to_csv, ModelPool.from_csv, ModelPool.fingerprint = _to_csv, classmethod(_from_csv), _fingerprint
 
-# %% ../../nbs/data/00_pool.ipynb #cell-022
+# %% ../../nbs/data/00_pool.ipynb #cell-033
 # (largest size in billions of parameters, USD per million tokens, input and output alike)
 _DENSE_BUCKETS = ((8, .2), (21, .3), (41, .8), (80, .9))
 _MIXTURE_BUCKETS = ((56, .6), (176, 1.2))
 _SIZE_FROM_CARD = {"openchat-3.5-1210": 7}  # billions; its name does not say
 
+# %% ../../nbs/data/00_pool.ipynb #cell-035
 def size_bucket_price(model: str) -> float:
     """Assumed USD per million tokens of an open model, from the size in its name ("70B", "8x7B").
 
@@ -145,16 +155,19 @@ def size_bucket_price(model: str) -> float:
         if size <= largest: return price
     raise UnknownModel(f"No price is known for model {model!r}; make a ModelPool of your own with its price.")
 
-# %% ../../nbs/data/00_pool.ipynb #cell-026
+# %% ../../nbs/data/00_pool.ipynb #cell-039
 MINT_POOL = ("gpt-4-0613", "Meta-Llama-3-70B-Instruct", "deepseek-llm-67b-chat", "Mixtral-8x7B-Instruct-v0.1",
              "CodeActAgent-Mistral-7b-v0.1", "Meta-Llama-3-8B-Instruct")
+
+# %% ../../nbs/data/00_pool.ipynb #cell-041
 # as the makers state: (max_input_tokens, max_output_tokens, knowledge_cutoff)
 _MODEL_CARDS = {"gpt-4-0613": (8192, 8192, "2021-09-30"), "Meta-Llama-3-70B-Instruct": (8192, None, "2023-12-31"),
                 "deepseek-llm-67b-chat": (4096, None, None), "Mixtral-8x7B-Instruct-v0.1": (32768, None, None),
                 "CodeActAgent-Mistral-7b-v0.1": (32768, None, None),
                 "Meta-Llama-3-8B-Instruct": (8192, None, "2023-03-31")}
 
-def mint_pool(names=None) -> ModelPool:
+# %% ../../nbs/data/00_pool.ipynb #cell-043
+def mint_pool(names: Sequence[str] | None = None) -> ModelPool:
     """Pool of MINT models at ASSUMED prices; `names` default to `MINT_POOL`, any of the 52 may be given.
 
     Raises `UnknownModel` for a name with neither a list price nor a size.
@@ -169,7 +182,7 @@ def mint_pool(names=None) -> ModelPool:
     names = list(names if names is not None else MINT_POOL)
     return ModelPool(pd.DataFrame(rows, index=names, columns=list(_COLUMNS)))
 
-# %% ../../nbs/data/00_pool.ipynb #cell-030
+# %% ../../nbs/data/00_pool.ipynb #cell-047
 def demo_pool() -> ModelPool:
     "Pool of the demo log's four invented models, prices invented too."
     rows = [("grand-120b", 10., 30., 128_000, 8192, "2024-06-30"), ("middle-30b", 1., 3., 32_768, 4096, "2024-03-31"),

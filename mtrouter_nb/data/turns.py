@@ -13,13 +13,14 @@ import gzip
 import hashlib
 import json
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from numpy.typing import ArrayLike
 
 from ..core.files import in_short, new_folder
 from .pool import ModelPool
@@ -33,15 +34,19 @@ _SCHEMA = {
                      output_tokens="int64", tokens_estimated="bool"),
     "turns": dict(episode_id="str", task_id="str", turn="int64", model="str", observation="str", action="str",
                   feedback="str", attempt="int64", input_tokens="int64", output_tokens="int64", propensity="float64")}
+
+# %% ../../nbs/data/01_turns.ipynb #cell-007
 _MAY_BE_MISSING = {"category", "model", "router", "terminate_reason", "feedback", "propensity"}
 _KEYS = {"tasks": ["task_id"], "episodes": ["episode_id"], "turns": ["episode_id", "turn"]}
 
+# %% ../../nbs/data/01_turns.ipynb #cell-009
 _WORDS = {"str": "text", "int64": "whole number", "float64": "number", "bool": "true or false"}
 
+# %% ../../nbs/data/01_turns.ipynb #cell-011
 class LogError(ValueError):
     "A turn log breaks its schema; the sentence names table or file, column, row and mend."
 
-# %% ../../nbs/data/01_turns.ipynb #cell-007
+# %% ../../nbs/data/01_turns.ipynb #cell-013
 def _refuse(bad, table: pd.DataFrame, name: str, column: str, problem: str, mend: str):
     "Raise `LogError` for the first row where the boolean `bad` holds; `{}` in `problem` becomes the value found there."
     if not (bad := np.asarray(bad, dtype=bool)).any(): return
@@ -49,12 +54,13 @@ def _refuse(bad, table: pd.DataFrame, name: str, column: str, problem: str, mend
     value = repr(table[column].iloc[[row]].tolist()[0])[:100] if column in table else ""
     raise LogError(f"{name}, column {column!r}, row {row + 1}: {problem.replace('{}', value)}; {mend}.")
 
+# %% ../../nbs/data/01_turns.ipynb #cell-016
 def _need_columns(table: pd.DataFrame, name: str, columns: Iterable[str]):
     for column in columns:
         if column not in table:
             raise LogError(f"{name}, column {column!r}, row 1: the column is missing; add it to every row.")
 
-# %% ../../nbs/data/01_turns.ipynb #cell-010
+# %% ../../nbs/data/01_turns.ipynb #cell-019
 def _unfit(values: pd.Series, kind: str) -> pd.Series:
     "True (n,) where a value is present and cannot be of type `kind` without loss."
     if kind == "str":
@@ -64,6 +70,7 @@ def _unfit(values: pd.Series, kind: str) -> pd.Series:
     fits = {"bool": number.isin([0, 1]), "int64": number % 1 == 0, "float64": number.notna()}[kind]
     return values.notna() & ~fits
 
+# %% ../../nbs/data/01_turns.ipynb #cell-022
 def _typed(table: pd.DataFrame, kind: str, name: str) -> pd.DataFrame:
     "A copy with the schema's columns first and in its types. Raises `LogError` for a column that is absent or unfit."
     schema = _SCHEMA[kind]
@@ -78,12 +85,13 @@ def _typed(table: pd.DataFrame, kind: str, name: str) -> pd.DataFrame:
     extra = table.drop(columns=list(schema), errors="ignore")
     return pd.concat([pd.DataFrame(columns), extra], axis=1).reset_index(drop=True)
 
-# %% ../../nbs/data/01_turns.ipynb #cell-013
+# %% ../../nbs/data/01_turns.ipynb #cell-025
 def _check_keys(table: pd.DataFrame, kind: str, name: str):
     key = _KEYS[kind]
     _refuse(table.duplicated(key), table, name, key[-1], f"{{}} repeats the key ({', '.join(key)}) of an earlier row",
             "keep one row for each key")
 
+# %% ../../nbs/data/01_turns.ipynb #cell-028
 def _check_numbers(table: pd.DataFrame, name: str):
     for column in table.columns.intersection(["input_tokens", "output_tokens", "n_turns", "n_proposals", "attempt"]):
         _refuse(table[column] < 0, table, name, column, "{} is negative", "give 0 or more")
@@ -94,7 +102,7 @@ def _check_numbers(table: pd.DataFrame, name: str):
         bad = table.propensity.notna() & ~table.propensity.between(0, 1, inclusive="right")
         _refuse(bad, table, name, "propensity", "{} is no probability", "give one in (0, 1] or leave it missing")
 
-# %% ../../nbs/data/01_turns.ipynb #cell-015
+# %% ../../nbs/data/01_turns.ipynb #cell-031
 def _check_links(log: "TurnLog", names: dict):
     tasks, episodes, turns = log.tasks, log.episodes, log.turns
     for kind, table in ("episodes", episodes), ("turns", turns):
@@ -111,6 +119,7 @@ def _check_links(log: "TurnLog", names: dict):
     _refuse(alone.notna() & (turns.model != alone), turns, names["turns"], "model",
             "{} is not the one model of its episode", "correct it, or give the episode a router instead of a model")
 
+# %% ../../nbs/data/01_turns.ipynb #cell-033
 def _check_turns(log: "TurnLog", names: dict):
     turns, episodes = log.turns, log.episodes
     _refuse(turns.turn < 0, turns, names["turns"], "turn", "{} is negative", "count turns from 0")
@@ -122,6 +131,7 @@ def _check_turns(log: "TurnLog", names: dict):
     _refuse(episodes.n_turns != count, episodes, names["episodes"], "n_turns",
             f"{{}} is not the number of its rows in {names['turns']}", "add the missing turns or correct the count")
 
+# %% ../../nbs/data/01_turns.ipynb #cell-035
 def _check_models(log: "TurnLog", names: dict, pool: ModelPool | None):
     _refuse(log.turns.model.isna(), log.turns, names["turns"], "model", "the value is missing", "name the model called")
     if pool is None: return
@@ -129,7 +139,7 @@ def _check_models(log: "TurnLog", names: dict, pool: ModelPool | None):
         _refuse(table.model.notna() & ~table.model.isin(pool.names), table, names[kind], "model",
                 "{} is not in the pool", "add it to the pool or correct the name")
 
-# %% ../../nbs/data/01_turns.ipynb #cell-017
+# %% ../../nbs/data/01_turns.ipynb #cell-037
 @dataclass
 class TurnLog:
     """Tables `tasks`, `episodes`, `turns` (schema above), their `evidence` and a word on their `source`.
@@ -155,7 +165,7 @@ class TurnLog:
         "Names of the models called, sorted."
         return sorted(set(self.turns.model.dropna()) | set(self.episodes.model.dropna()))
 
-    def validate(self, pool: ModelPool | None = None, names: dict | None = None) -> "TurnLog":
+    def validate(self, pool: ModelPool | None = None, names: dict[str, str] | None = None) -> "TurnLog":
         "This log, unchanged, or `LogError`. With a `pool` its models are checked; `names` maps tables to file names."
         names = {kind: kind for kind in _SCHEMA} | (names or {})
         for kind in _SCHEMA:
@@ -167,8 +177,8 @@ class TurnLog:
         _check_turns(self, names)
         return self
 
-# %% ../../nbs/data/01_turns.ipynb #cell-018
-def _select(self, task_ids=None, models=None) -> "TurnLog":
+# %% ../../nbs/data/01_turns.ipynb #cell-043
+def _select(self, task_ids: Iterable[str] | None = None, models: Iterable[str] | None = None) -> "TurnLog":
     """The log of `task_ids` (all when None) and of episodes that called only `models` (all when None).
 
     Raises `LogError` for a task or model that the log does not hold.
@@ -184,10 +194,12 @@ def _select(self, task_ids=None, models=None) -> "TurnLog":
     turns = self.turns[self.turns.episode_id.isin(episodes.episode_id)]
     return replace(self, tasks=tasks, episodes=episodes, turns=turns)
 
+# %% ../../nbs/data/01_turns.ipynb #cell-045
 def _all_known(wanted, held, what: str):
     if unknown := sorted(set(wanted) - set(held)):
         raise LogError(f"This log holds no {what} {unknown[0]!r}; ask for those it holds.")
 
+# %% ../../nbs/data/01_turns.ipynb #cell-047
 def _fingerprint(self) -> str:
     "Hex digest of the three tables' content; row order does not matter, schema version and evidence do."
     digest = hashlib.sha256(f"{SCHEMA_VERSION} {self.evidence}".encode())
@@ -197,25 +209,28 @@ def _fingerprint(self) -> str:
         digest.update(pd.util.hash_pandas_object(table.astype(object), index=False).to_numpy().tobytes())
     return digest.hexdigest()
 
+# %% ../../nbs/data/01_turns.ipynb #cell-049
 def _in_order(self) -> "TurnLog":
     "The log with each episode's turns in order, itself where they are; what adds up over turns starts from this."
     if (self.turns.groupby("episode_id", sort=False).cumcount() == self.turns.turn).all(): return self
     first = pd.factorize(self.turns.episode_id)[0]
     return replace(self, turns=self.turns.iloc[np.lexsort([self.turns.turn, first])])
 
+# %% ../../nbs/data/01_turns.ipynb #cell-051
 TurnLog.select, TurnLog.fingerprint, TurnLog.in_order = _select, _fingerprint, _in_order
 
-# %% ../../nbs/data/01_turns.ipynb #cell-023
-def proposes(action):
+# %% ../../nbs/data/01_turns.ipynb #cell-056
+def proposes(action: str | pd.Series) -> bool | pd.Series:
     "True where an action proposes a solution: a str gives bool, a Series (n,) a bool Series (n,)."
     if isinstance(action, pd.Series): return action.str.contains("<solution>", regex=False)
     return "<solution>" in action
 
-# %% ../../nbs/data/01_turns.ipynb #cell-027
+# %% ../../nbs/data/01_turns.ipynb #cell-060
 END_REJECTED = "[attempt ended: proposal rejected]"
 END_STEPS = "[attempt ended: out of steps]"
 END_ERROR = "[attempt ended: run failed]"
 
+# %% ../../nbs/data/01_turns.ipynb #cell-062
 def with_feedback(turns: pd.DataFrame, episodes: pd.DataFrame) -> pd.DataFrame:
     """`turns` with its `feedback` column derived, where it is not given already.
 
@@ -232,9 +247,10 @@ def with_feedback(turns: pd.DataFrame, episodes: pd.DataFrame) -> pd.DataFrame:
     given = turns["feedback"] if "feedback" in turns else pd.Series(None, turns.index, dtype="str")
     return turns.assign(feedback=given.fillna(feedback.reindex(turns.index)))
 
-# %% ../../nbs/data/01_turns.ipynb #cell-031
+# %% ../../nbs/data/01_turns.ipynb #cell-066
 SEVERITY = {"high": 1.0, "medium": .8, "low": .2}
 
+# %% ../../nbs/data/01_turns.ipynb #cell-068
 @dataclass(frozen=True)
 class ErrorRule:
     "An error the environment reports: `pattern` (substring), `severity` (key of `SEVERITY`), name of its `parent`."
@@ -243,17 +259,18 @@ class ErrorRule:
     severity: str
     parent: str | None = None
 
+# %% ../../nbs/data/01_turns.ipynb #cell-070
 def match_errors(text: str, rules: Iterable[ErrorRule]) -> list[ErrorRule]:
     "Rules whose pattern is in `text`, in their order, without parents of matched children. Missing text: none."
     if not isinstance(text, str): return []
     found = [rule for rule in rules if rule.pattern in text]
     return [rule for rule in found if rule.name not in {r.parent for r in found}]
 
+# %% ../../nbs/data/01_turns.ipynb #cell-073
 def _python_rules(**severity_of: str) -> tuple[ErrorRule, ...]:
     return tuple(ErrorRule(f"python_{error}", f"{error}:", severity, "python_traceback")
                  for error, severity in severity_of.items())
 
-# %% ../../nbs/data/01_turns.ipynb #cell-033
 MINT_RULES = (
     ErrorRule("wrong_answer", "Your answer is wrong", "high"),
     ErrorRule("wrong_last_answer", END_REJECTED, "high"),
@@ -264,16 +281,19 @@ MINT_RULES = (
                    ValueError="medium", IndexError="medium", KeyError="medium", AttributeError="medium",
                    ImportError="medium", ModuleNotFoundError="medium", ZeroDivisionError="medium",
                    AssertionError="low"))
+
+# %% ../../nbs/data/01_turns.ipynb #cell-076
 SCIENCEWORLD_RULES = (ErrorRule("unknown_action", "No known action matches that input", "high"),)
 
-def error_severity(texts: pd.Series, rules=MINT_RULES) -> pd.Series:
+# %% ../../nbs/data/01_turns.ipynb #cell-078
+def error_severity(texts: pd.Series, rules: Sequence[ErrorRule] = MINT_RULES) -> pd.Series:
     "Weight (n,) of the gravest error in each text, 0 where none; see `SEVERITY`."
     weight = {text: max((SEVERITY[r.severity] for r in match_errors(text, rules)), default=0.)
               for text in texts.dropna().unique()}
     return texts.map(weight).astype(float).fillna(0.)
 
-# %% ../../nbs/data/01_turns.ipynb #cell-037
-def annealed_error_cost(turn, severity, expected_steps):
+# %% ../../nbs/data/01_turns.ipynb #cell-082
+def annealed_error_cost(turn: ArrayLike, severity: ArrayLike, expected_steps: ArrayLike) -> float | np.ndarray:
     """The paper's error cost rho >= 0; numbers or arrays that broadcast.
 
     turn counts from 0; severity is 0 (no error) or a value of `SEVERITY`; expected_steps N > 0 (else `ValueError`).
@@ -286,8 +306,8 @@ def annealed_error_cost(turn, severity, expected_steps):
     cost = np.where(severity > 0, np.maximum(severity * weight, .2) / n, 0.)
     return cost if cost.ndim else float(cost)
 
-# %% ../../nbs/data/01_turns.ipynb #cell-042
-def expected_steps(log: TurnLog, task_ids: Iterable[str] | None = None) -> dict:
+# %% ../../nbs/data/01_turns.ipynb #cell-087
+def expected_steps(log: TurnLog, task_ids: Iterable[str] | None = None) -> dict[str | None, float]:
     """Median turns of successful single-model episodes: {domain: N, ..., None: N over all}.
 
     `None` is the key for unseen domains. Routed episodes, which may hold several attempts, count only where no
@@ -300,25 +320,29 @@ def expected_steps(log: TurnLog, task_ids: Iterable[str] | None = None) -> dict:
     domain = won.task_id.map(log.tasks.set_index("task_id").domain)
     return {**won.n_turns.groupby(domain).median().to_dict(), None: float(won.n_turns.median())}
 
+# %% ../../nbs/data/01_turns.ipynb #cell-091
 def _steps_of(log: TurnLog, steps: dict) -> np.ndarray:
     "N for each turn row."
     domain = log.turns.task_id.map(log.tasks.set_index("task_id").domain)
     return domain.map(steps).astype(float).fillna(steps[None]).to_numpy()
 
-# %% ../../nbs/data/01_turns.ipynb #cell-046
-def turn_error_costs(log: TurnLog, steps: dict, rules=MINT_RULES) -> pd.Series:
+# %% ../../nbs/data/01_turns.ipynb #cell-094
+def turn_error_costs(log: TurnLog, steps: dict[str | None, float],
+                     rules: Sequence[ErrorRule] = MINT_RULES) -> pd.Series:
     "Error cost rho (n_turns,) of each turn row, from its feedback; `steps` as `expected_steps` gives them."
     cost = annealed_error_cost(log.turns.turn, error_severity(log.turns.feedback, rules), _steps_of(log, steps))
     return pd.Series(cost, log.turns.index, name="error_cost")
 
-def outcome_targets(log: TurnLog, steps: dict, rules=MINT_RULES) -> pd.Series:
+# %% ../../nbs/data/01_turns.ipynb #cell-098
+def outcome_targets(log: TurnLog, steps: dict[str | None, float],
+                    rules: Sequence[ErrorRule] = MINT_RULES) -> pd.Series:
     "Target y_t (n_turns,) of each turn row: score less the error costs of this turn and those after it."
     order = log.turns.sort_values(["episode_id", "turn"], ascending=False).index
     to_come = turn_error_costs(log, steps, rules)[order].groupby(log.turns.episode_id[order]).cumsum()
     score = log.turns.episode_id.map(log.episodes.set_index("episode_id").score)
     return (score - to_come.reindex(log.turns.index)).rename("target")
 
-# %% ../../nbs/data/01_turns.ipynb #cell-051
+# %% ../../nbs/data/01_turns.ipynb #cell-102
 def turn_costs(log: TurnLog, pool: ModelPool) -> pd.Series:
     "USD (n_turns,) of each turn row, adding up to each episode's exact tokens. Raises `UnknownModel`."
     tokens = [_rescaled(log, column) for column in ("input_tokens", "output_tokens")]
@@ -331,8 +355,8 @@ def _rescaled(log: TurnLog, column: str) -> np.ndarray:
     total, whole = log.turns.episode_id.map(log.episodes.set_index("episode_id")[column]), in_episode.transform("sum")
     return np.where(whole > 0, part * total / whole.where(whole > 0, 1), total / in_episode.transform("size"))
 
-# %% ../../nbs/data/01_turns.ipynb #cell-059
-def save_turns(log: TurnLog, folder, format: str = "parquet") -> Path:
+# %% ../../nbs/data/01_turns.ipynb #cell-106
+def save_turns(log: TurnLog, folder: str | Path, format: str = "parquet") -> Path:
     "Write `log` to `folder` (replaced whole), tables as `format` \"parquet\" or \"jsonl\". Returns the folder."
     with new_folder(folder) as new:
         for kind in _SCHEMA: _write_table(getattr(log, kind), new / f"{kind}.{format}")
@@ -340,6 +364,7 @@ def save_turns(log: TurnLog, folder, format: str = "parquet") -> Path:
         (new / "log.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     return Path(folder)
 
+# %% ../../nbs/data/01_turns.ipynb #cell-108
 def _write_table(table: pd.DataFrame, path: Path):
     if path.suffix == ".parquet": return table.to_parquet(path, index=False, write_page_checksum=True)
     if path.suffix != ".jsonl": raise ValueError(f"{path.name} is neither .parquet nor .jsonl; choose one of the two.")
@@ -348,6 +373,7 @@ def _write_table(table: pd.DataFrame, path: Path):
              for record in records)
     with path.open("w", encoding="utf-8", newline="\n") as file: file.writelines(lines)
 
+# %% ../../nbs/data/01_turns.ipynb #cell-111
 def json_lines(path: Path) -> Iterator[dict]:
     "The records of a JSONL file, plain or gzipped. Raises `LogError` naming file and row."
     row = 0
@@ -362,9 +388,11 @@ def json_lines(path: Path) -> Iterator[dict]:
     except (EOFError, UnicodeDecodeError, zlib.error, gzip.BadGzipFile) as error:
         raise LogError(f"{path.name} is damaged after row {row} ({error}); fetch or write it again.") from error
 
+# %% ../../nbs/data/01_turns.ipynb #cell-114
 # what reading a damaged Parquet file may raise, also where its footer describes no frame any more
 UNREADABLE = (pa.ArrowException, OSError, ValueError, LookupError, TypeError, AttributeError)
 
+# %% ../../nbs/data/01_turns.ipynb #cell-116
 def _read_table(path: Path) -> pd.DataFrame:
     if path.suffix == ".jsonl": return pd.DataFrame(json_lines(path))
     if path.suffix != ".parquet": raise LogError(f"{path.name} is neither .parquet nor .jsonl; convert it.")
@@ -373,9 +401,10 @@ def _read_table(path: Path) -> pd.DataFrame:
         why = in_short(error)
         raise LogError(f"{path.name} is no Parquet file that can be read ({why}); write it again.") from error
 
-# %% ../../nbs/data/01_turns.ipynb #cell-061
+# %% ../../nbs/data/01_turns.ipynb #cell-119
 _ROW_NEEDS = ("task_id", "model", "turn", "observation", "action", "input_tokens", "output_tokens")
 
+# %% ../../nbs/data/01_turns.ipynb #cell-121
 def _with_defaults(rows: pd.DataFrame) -> pd.DataFrame:
     "`rows` with the optional columns filled in."
     if "episode_id" not in rows:
@@ -385,6 +414,7 @@ def _with_defaults(rows: pd.DataFrame) -> pd.DataFrame:
     copies = dict(category="domain", prompt="observation")
     return rows.assign(**{c: rows[source] for c, source in copies.items() if c not in rows})
 
+# %% ../../nbs/data/01_turns.ipynb #cell-124
 def _episodes_of(rows: pd.DataFrame) -> pd.DataFrame:
     "One row an episode: its last known score, sums of tokens, counts of turns and proposals; score missing if unknown."
     by_episode = rows.assign(n_proposals=proposes(rows.action)).sort_values("turn").groupby("episode_id", sort=False)
@@ -396,7 +426,7 @@ def _episodes_of(rows: pd.DataFrame) -> pd.DataFrame:
         model=last.model.where(last.router.isna()), score=score, success=success,
         n_turns=by_episode.size()).reset_index()
 
-# %% ../../nbs/data/01_turns.ipynb #cell-062
+# %% ../../nbs/data/01_turns.ipynb #cell-127
 def _check_rows(rows: pd.DataFrame, name: str):
     "What only the single file can get wrong: no score, or several models in an episode without a router."
     if "score" not in rows and "success" not in rows:
@@ -411,6 +441,7 @@ def _check_rows(rows: pd.DataFrame, name: str):
     _refuse(several & rows.router.isna(), rows, name, "router", "several models share this episode",
             "name what chose among them")
 
+# %% ../../nbs/data/01_turns.ipynb #cell-130
 def _from_rows(rows: pd.DataFrame, name: str) -> list[pd.DataFrame]:
     "Tables tasks, episodes, turns from one row a model call (columns above). Raises `LogError`."
     _need_columns(rows, name, _ROW_NEEDS)
@@ -422,8 +453,8 @@ def _from_rows(rows: pd.DataFrame, name: str) -> list[pd.DataFrame]:
     tasks = by_task[["domain", "category", "prompt"]].first().reset_index()
     return [tasks, episodes, with_feedback(rows[list(_SCHEMA["turns"])], episodes)]
 
-# %% ../../nbs/data/01_turns.ipynb #cell-063
-def load_turns(path, pool: ModelPool | None = None) -> TurnLog:
+# %% ../../nbs/data/01_turns.ipynb #cell-132
+def load_turns(path: str | Path, pool: ModelPool | None = None) -> TurnLog:
     """A validated `TurnLog` from a folder (as `save_turns` writes) or one JSONL or Parquet file (one row a model call).
 
     Raises `LogError` naming file, column, row and mend, `FileNotFoundError` where nothing is.
@@ -438,11 +469,13 @@ def load_turns(path, pool: ModelPool | None = None) -> TurnLog:
     tables = {kind: _typed(_read_table(file), kind, file.name) for kind, file in files.items()}
     return TurnLog(**tables, **_read_about(path)).validate(pool, names)
 
+# %% ../../nbs/data/01_turns.ipynb #cell-134
 def _table_file(folder: Path, kind: str) -> Path:
     for file in (folder / f"{kind}.parquet", folder / f"{kind}.jsonl"):
         if file.exists(): return file
     raise FileNotFoundError(f"{folder} holds neither {kind}.parquet nor {kind}.jsonl; a log has three tables.")
 
+# %% ../../nbs/data/01_turns.ipynb #cell-136
 def _read_about(folder: Path) -> dict:
     if not (file := folder / "log.json").exists(): return dict(source=folder.name)
     try: about = dict(json.loads(file.read_text(encoding="utf-8")))

@@ -31,7 +31,7 @@ def _checked(embeddings, score, cost):
         raise ValueError(f"{known.sum()} prompts have a score; at least two are needed.")
     return embeddings[known], score[known], cost[known]
 
-# %% ../../nbs/learners/02_embedding_routers.ipynb #cell-012
+# %% ../../nbs/learners/02_embedding_routers.ipynb #cell-010
 class ModelFactors(nn.Module):
     "EmbedLLM's network over d-dimensional prompts and m models, in its collapsed form."
 
@@ -41,18 +41,18 @@ class ModelFactors(nn.Module):
         self.project = nn.Linear(d, dim)
         self.classify = nn.Linear(dim, 2)
 
-    def collapsed(self):
+    def collapsed(self) -> tuple[torch.Tensor, torch.Tensor]:
         "The network as one linear map: weight (m, 2, d) and bias (m, 2)."
         pair = self.models.weight[:, None] * self.classify.weight[None]
         return pair @ self.project.weight, pair @ self.project.bias + self.classify.bias
 
-    def forward(self, q, model):
+    def forward(self, q: torch.Tensor, model: torch.Tensor) -> torch.Tensor:
         "Logits (n, 2) of the models `model` (n,) on the prompts `q` (n, d)."
         weight, bias = self.collapsed()
         every = (q @ weight.flatten(0, 1).T).unflatten(1, weight.shape[:2]) + bias
         return every[torch.arange(len(q)), model]
 
-# %% ../../nbs/learners/02_embedding_routers.ipynb #cell-014
+# %% ../../nbs/learners/02_embedding_routers.ipynb #cell-013
 @dataclass
 class EmbedLLM:
     "Whether a model solves a prompt, by factorisation; dollars are not used. `history_`: (training, validation) loss."
@@ -66,7 +66,7 @@ class EmbedLLM:
     validation: float = 0.1
     seed: int = 0
 
-    def fit(self, embeddings, score, cost) -> "EmbedLLM":
+    def fit(self, embeddings: np.ndarray, score: np.ndarray, cost: np.ndarray) -> "EmbedLLM":
         "Learn from `embeddings` (n, d), `score` (n, M) and `cost` (n, M); NaN scores are left out."
         embeddings, score, _ = _checked(embeddings, score, cost)
         parts = [self._rows(embeddings, score, rows) for rows in held_out_rows(len(score), self.validation, self.seed)]
@@ -104,14 +104,14 @@ class EmbedLLM:
                 break
         net.load_state_dict(state)
 
-    def predict(self, embeddings) -> np.ndarray:
+    def predict(self, embeddings: np.ndarray) -> np.ndarray:
         "Log odds of success (n, M) for `embeddings` (n, d), without noise."
         with torch.no_grad():
             weight, bias = (pair[:, 1] - pair[:, 0] for pair in self.network.collapsed())
             return (torch.as_tensor(embeddings, dtype=torch.float32) @ weight.T + bias).numpy()
 
-# %% ../../nbs/learners/02_embedding_routers.ipynb #cell-018
-def sample_llm_loss(similarity, score, top_k: int = 3, last_k: int = 3):
+# %% ../../nbs/learners/02_embedding_routers.ipynb #cell-017
+def sample_llm_loss(similarity: torch.Tensor, score: torch.Tensor, top_k: int = 3, last_k: int = 3) -> torch.Tensor:
     """RouterDC's loss of similarities (n, M) given scores (n, M); a model whose score is NaN is neither good nor bad.
 
     The paper's sample-LLM loss as in `RouterModule.compute_sample_llm_loss`.
@@ -126,8 +126,8 @@ def sample_llm_loss(similarity, score, top_k: int = 3, last_k: int = 3):
         loss = loss - (log_p * (best[:, i] > 0)).mean()
     return loss
 
-# %% ../../nbs/learners/02_embedding_routers.ipynb #cell-021
-def cluster_loss(hidden, cluster, negatives: int = 3):
+# %% ../../nbs/learners/02_embedding_routers.ipynb #cell-020
+def cluster_loss(hidden: torch.Tensor, cluster: torch.Tensor, negatives: int = 3) -> torch.Tensor:
     """Contrast each prompt (n, d) with one of its own cluster (n,) and with `negatives` of others, drawn at random.
 
     `RouterModule.compute_cluster_loss`: a prompt may be drawn as its own partner, and where too few are of another
@@ -155,13 +155,13 @@ class DualContrastive(nn.Module):
         nn.init.zeros_(self.encode.bias)
         self.models = nn.Parameter(0.78 * torch.randn(m, d))
 
-    def forward(self, q):
+    def forward(self, q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         "Cosine similarities (n, m) of prompts and models, and the encoded prompts (n, d)."
         hidden = self.encode(q)
         unit = nn.functional.normalize
         return unit(hidden, dim=1) @ unit(self.models, dim=1).T, hidden
 
-# %% ../../nbs/learners/02_embedding_routers.ipynb #cell-025
+# %% ../../nbs/learners/02_embedding_routers.ipynb #cell-026
 @dataclass
 class RouterDC:
     """Dual contrastive router: prompts near the models that solve them. Dollars are not used.
@@ -181,7 +181,7 @@ class RouterDC:
     validation: float = 0.1
     seed: int = 0
 
-    def fit(self, embeddings, score, cost) -> "RouterDC":
+    def fit(self, embeddings: np.ndarray, score: np.ndarray, cost: np.ndarray) -> "RouterDC":
         "Learn from `embeddings` (n, d), `score` (n, M) and `cost` (n, M); NaN scores are left out."
         embeddings, score, _ = _checked(embeddings, score, cost)
         group = np.zeros(len(score), int)
@@ -225,12 +225,12 @@ class RouterDC:
                     best, state = error, weights_of(net)
         net.load_state_dict(state)
 
-    def predict(self, embeddings) -> np.ndarray:
+    def predict(self, embeddings: np.ndarray) -> np.ndarray:
         "Cosine similarity (n, M) of prompts and models."
         with torch.no_grad():
             return self.network(torch.as_tensor(embeddings, dtype=torch.float32))[0].numpy()
 
-# %% ../../nbs/learners/02_embedding_routers.ipynb #cell-029
+# %% ../../nbs/learners/02_embedding_routers.ipynb #cell-030
 def _spread(value):
     "`value` (k, M) from 0 at each row's lowest to 1 at its highest; 1 where a row's values are all equal."
     low, high = (f(value, 1, initial=start, where=~np.isnan(value), keepdims=True)
@@ -238,7 +238,7 @@ def _spread(value):
     gap = high - low
     return np.where(gap > 0, (value - low) / np.where(gap > 0, gap, 1), np.where(np.isnan(value), np.nan, 1.0))
 
-# %% ../../nbs/learners/02_embedding_routers.ipynb #cell-031
+# %% ../../nbs/learners/02_embedding_routers.ipynb #cell-033
 @dataclass
 class AvengersPro:
     """Rankings of the models in clusters of prompts, by score and dollars. `alpha`: weight of the score, 0 to 1.
@@ -251,7 +251,7 @@ class AvengersPro:
     beta: float = 9.0
     seed: int = 0
 
-    def fit(self, embeddings, score, cost) -> "AvengersPro":
+    def fit(self, embeddings: np.ndarray, score: np.ndarray, cost: np.ndarray) -> "AvengersPro":
         "Learn from `embeddings` (n, d), `score` (n, M) and `cost` (n, M); NaN cells are left out."
         embeddings, score, cost = _checked(embeddings, score, cost)
         kmeans = spherical_clusters(normalize(embeddings), self.clusters, self.seed)
@@ -277,7 +277,7 @@ class AvengersPro:
         value = np.where(np.isnan(value) | np.isnan(self.score), -np.inf, value)
         return np.argsort(np.argsort(-value, 1, kind="stable"), 1, kind="stable")
 
-    def predict(self, embeddings, alpha: float = None) -> np.ndarray:
+    def predict(self, embeddings: np.ndarray, alpha: float = None) -> np.ndarray:
         "Utility (n, M) for `embeddings` (n, d); `alpha` in place of the router's own."
         distance = 1 - normalize(np.asarray(embeddings, "f4")) @ self.centers.T
         near = np.argsort(distance, 1, kind="stable")[:, :self.top_k]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-# %% ../../nbs/learners/01_outcome_network.ipynb #cell-004
+# %% ../../nbs/learners/01_outcome_network.ipynb #cell-005
 @dataclass(frozen=True)
 class EstimatorConfig:
     "Sizes and training settings; the defaults are the paper's (repository `training.yaml`)."
@@ -32,7 +32,7 @@ class EstimatorConfig:
     validation: float = 0.1
     seed: int = 0
 
-
+# %% ../../nbs/learners/01_outcome_network.ipynb #cell-007
 class ModelEncoder(nn.Module):
     "Eight meta-features and a residual per model -> (n_models, model_dim)."
 
@@ -46,10 +46,10 @@ class ModelEncoder(nn.Module):
         self.project = nn.Linear(h + config.residual_dim, config.model_dim)
         self.norm = nn.LayerNorm(config.model_dim)
 
-    def forward(self):
+    def forward(self) -> torch.Tensor:
         return self.norm(self.project(torch.cat([self.mlp(self.meta), self.residual.weight], dim=1)))
 
-
+# %% ../../nbs/learners/01_outcome_network.ipynb #cell-011
 class OutcomeNetwork(nn.Module):
     "The joint head over [history; model]."
 
@@ -60,11 +60,11 @@ class OutcomeNetwork(nn.Module):
         self.first = nn.Linear(x_dim + config.model_dim, h)
         self.rest = nn.Sequential(nn.ReLU(), nn.Dropout(p), nn.Linear(h, h), nn.ReLU(), nn.Dropout(p), nn.Linear(h, 1))
 
-    def forward(self, x, action):
+    def forward(self, x: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
         "Scores (n,) of taking `action` (n,) in the states `x` (n, x_dim)."
         return self.rest(self.first(torch.cat([x, self.models()[action]], dim=1))).squeeze(1)
 
-    def all_models(self, x):
+    def all_models(self, x: torch.Tensor) -> torch.Tensor:
         """Scores (n, n_models). The first layer is linear in [x; z_a], so its two halves are computed once each and
         added, instead of once per pair."""
         split = self.first.in_features - self.models.norm.normalized_shape[0]

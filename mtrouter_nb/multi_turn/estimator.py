@@ -8,12 +8,14 @@ __all__ = ['UNLIMITED_USD', 'RIGHTS_DIM', 'rights_features', 'TrainingSet', 'tra
 
 # %% ../../nbs/multi_turn/01_estimator.ipynb #cell-001
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import ArrayLike
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.decomposition import PCA
 from sklearn.ensemble import HistGradientBoostingRegressor
@@ -31,13 +33,13 @@ UNLIMITED_USD = 1.0  # dollars left are compared up to this; no episode of the l
 RIGHTS_DIM = 3
 
 
-def rights_features(turns_left, proposals_left, usd_left) -> np.ndarray:
+def rights_features(turns_left: ArrayLike, proposals_left: ArrayLike, usd_left: ArrayLike) -> np.ndarray:
     "Remaining rights as (n, 3) numbers of order one: turns / 20, proposals / 8, log10 dollars (missing = unlimited)."
     usd = np.nan_to_num(np.asarray(usd_left, float), nan=UNLIMITED_USD, posinf=UNLIMITED_USD)
     usd = 1 + np.log10(np.clip(usd, 1e-4, UNLIMITED_USD)) / 4
     return np.column_stack([np.asarray(turns_left) / 20, np.asarray(proposals_left) / 8, usd]).astype("f4")
 
-# %% ../../nbs/multi_turn/01_estimator.ipynb #cell-006
+# %% ../../nbs/multi_turn/01_estimator.ipynb #cell-007
 @dataclass
 class TrainingSet:
     """Turns to learn from. n rows:
@@ -56,16 +58,16 @@ class TrainingSet:
     def __len__(self):
         return len(self.x)
 
-    def take(self, rows) -> "TrainingSet":
+    def take(self, rows: np.ndarray | list[int]) -> "TrainingSet":
         "The rows of a mask or an index."
         return TrainingSet(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
     @classmethod
-    def concat(cls, sets) -> "TrainingSet":
+    def concat(cls, sets: Sequence["TrainingSet"]) -> "TrainingSet":
         "Several sets, one after the other."
         return cls(**{f.name: np.concatenate([getattr(s, f.name) for s in sets]) for f in fields(cls)})
 
-# %% ../../nbs/multi_turn/01_estimator.ipynb #cell-008
+# %% ../../nbs/multi_turn/01_estimator.ipynb #cell-012
 def _left(turns: pd.DataFrame, max_turns: int, max_proposals: int) -> np.ndarray:
     "Rights left before each turn: as logged, else (turn by turn) counted down from the episode's own limits."
     proposed = proposes(turns["action"]).astype(int)
@@ -75,7 +77,7 @@ def _left(turns: pd.DataFrame, max_turns: int, max_proposals: int) -> np.ndarray
     logged = turns.reindex(columns=counted.columns).astype(float)
     return rights_features(*logged.fillna(counted).to_numpy().T)
 
-
+# %% ../../nbs/multi_turn/01_estimator.ipynb #cell-015
 def training_set(log: TurnLog, pool: ModelPool, history: HistoryEncoder, steps: dict,
                  max_turns: int = 5, max_proposals: int = 2) -> TrainingSet:
     """Every turn of `log` as a training row.
@@ -99,7 +101,7 @@ def training_set(log: TurnLog, pool: ModelPool, history: HistoryEncoder, steps: 
         task=turns["task_id"].to_numpy(object),
     )
 
-# %% ../../nbs/multi_turn/01_estimator.ipynb #cell-021
+# %% ../../nbs/multi_turn/01_estimator.ipynb #cell-023
 class OutcomeEstimator:
     """The paper's joint estimator over one model pool.
 
@@ -169,13 +171,13 @@ class OutcomeEstimator:
         net.load_state_dict(best_state)
         net.eval()
 
-    def predict(self, x: np.ndarray):
+    def predict(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         "Scores (n, n_models) and costs (zeros) for the states `x` (n, x_dim)."
         with torch.no_grad():
             score = self.network.all_models(torch.from_numpy(np.ascontiguousarray(x, "f4"))).numpy()
         return score, np.zeros_like(score)
 
-    def save(self, path):
+    def save(self, path: str | Path) -> None:
         "Write the estimator as one .npz file."
         meta = dict(format=1, models=self.pool.names, pool=self.pool.fingerprint(), config=asdict(self.config),
                     x_dim=self.network.first.in_features - self.config.model_dim)
@@ -185,7 +187,7 @@ class OutcomeEstimator:
         temporary.replace(path)
 
     @classmethod
-    def load(cls, path, pool: ModelPool) -> "OutcomeEstimator":
+    def load(cls, path: str | Path, pool: ModelPool) -> "OutcomeEstimator":
         "Read an estimator back. Raises ValueError where it was trained for another pool."
         with np.load(path, allow_pickle=False) as saved:
             meta = json.loads(str(saved["meta"]))
@@ -199,7 +201,7 @@ class OutcomeEstimator:
         estimator.network.eval()
         return estimator
 
-# %% ../../nbs/multi_turn/01_estimator.ipynb #cell-031
+# %% ../../nbs/multi_turn/01_estimator.ipynb #cell-034
 class PerModelRidge:
     "One ridge regression per model, for score and for remaining dollars (the paper's repository, `PerModelRidgeQ`)."
 
@@ -212,7 +214,7 @@ class PerModelRidge:
     def _inputs(self, x):
         return x
 
-    def fit(self, data: TrainingSet):
+    def fit(self, data: TrainingSet) -> "PerModelRidge":
         "Learn from the rows of `data`; every model of the pool must have acted at least twice."
         x = self._inputs(data.x)
         self.regressors = []
@@ -224,13 +226,13 @@ class PerModelRidge:
             self.regressors.append([self._regressor().fit(x[rows], y[rows]) for y in (data.score, data.cost)])
         return self
 
-    def predict(self, x):
+    def predict(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         "Score and remaining dollars, each (n, n_models)."
         x = self._inputs(x)
         score, cost = (np.column_stack([pair[i].predict(x) for pair in self.regressors]) for i in (0, 1))
         return score, np.maximum(cost, 0)
 
-
+# %% ../../nbs/multi_turn/01_estimator.ipynb #cell-039
 class PerModelTrees(PerModelRidge):
     """Boosted trees per model. They read the first `components` principal components of the history, since trees
     over a thousand dense numbers cost minutes and gain nothing."""
@@ -245,19 +247,19 @@ class PerModelTrees(PerModelRidge):
     def _inputs(self, x):
         return np.hstack([self.pca.transform(x[:, :-RIGHTS_DIM]), x[:, -RIGHTS_DIM:]])
 
-    def fit(self, data: TrainingSet):
+    def fit(self, data: TrainingSet) -> "PerModelTrees":
         n = min(self.components, *data.x.shape)
         self.pca = PCA(n, svd_solver="randomized", random_state=self.seed).fit(data.x[:, :-RIGHTS_DIM])
         return super().fit(data)
 
-
+# %% ../../nbs/multi_turn/01_estimator.ipynb #cell-042
 class ClusterQ:
     "Mean score and remaining dollars per (cluster of histories, model); an empty cell takes the model's own mean."
 
     def __init__(self, pool: ModelPool, clusters: int = 24, seed: int = 0):
         self.pool, self.clusters, self.seed = pool, clusters, seed
 
-    def fit(self, data: TrainingSet):
+    def fit(self, data: TrainingSet) -> "ClusterQ":
         "Cluster the states of `data` and average within each cluster."
         k = min(self.clusters, len(np.unique(data.x, axis=0)))
         self.kmeans = MiniBatchKMeans(k, n_init=3, batch_size=4096, random_state=self.seed).fit(data.x)
@@ -271,7 +273,7 @@ class ClusterQ:
         overall = np.bincount(action, y, minlength=m) / np.maximum(np.bincount(action, minlength=m), 1)
         return np.where(count > 0, total / np.maximum(count, 1), np.tile(overall, k)).reshape(k, m)
 
-    def predict(self, x):
+    def predict(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         "Score and remaining dollars, each (n, n_models)."
         label = self.kmeans.predict(np.ascontiguousarray(x, "f4"))
         return self.tables[0][label], self.tables[1][label]

@@ -21,7 +21,8 @@ from threadpoolctl import threadpool_limits
 
 from ..core.splits import leave_one_domain_out, stratified_folds
 from ..core.store import stored, stored_all
-from ..data.sources import load_log, pool_of, sample_tasks
+from ..core.splits import sample_tasks
+from ..data.sources import load_log, pool_of
 from ..data.turns import TurnLog, expected_steps
 from ..learners.embedding_routers import AvengersPro, EmbedLLM, RouterDC
 from ..learners.outcome_network import EstimatorConfig

@@ -7,16 +7,19 @@ __all__ = ['KEYS', 'MULTIPLE_CHOICE', 'EMBODIED', 'WEIGHTED', 'method_table', 'w
            'paired_difference', 'weighted_auc', 'estimator_quality', 'paired_auc', 'reliability']
 
 # %% ../../nbs/multi_turn/06_metrics.ipynb #cell-001
+from collections.abc import Collection
+
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from ..core.stats import bootstrap_intervals
 
-# %% ../../nbs/multi_turn/06_metrics.ipynb #cell-008
+# %% ../../nbs/multi_turn/06_metrics.ipynb #cell-004
 KEYS = ["rights", "split", "method", "parameter"]
 
-
-def method_table(results: pd.DataFrame, keys=KEYS, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
+# %% ../../nbs/multi_turn/06_metrics.ipynb #cell-006
+def method_table(results: pd.DataFrame, keys: list[str] = KEYS, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
     """Mean score, dollars and switches per method with 95 % intervals over tasks.
 
     `results`: one row per (`keys`, task_id) with columns score, cost_usd, switches, n_turns, stale_turns, over_budget.
@@ -47,26 +50,27 @@ def method_table(results: pd.DataFrame, keys=KEYS, resamples: int = 2000, seed: 
              "stale_share", "overshoot_share"]
     return table[list(keys) + order]
 
-
-def with_domains(results: pd.DataFrame, sets: dict, keys=KEYS, seed: int = 0) -> pd.DataFrame:
+# %% ../../nbs/multi_turn/06_metrics.ipynb #cell-012
+def with_domains(results: pd.DataFrame, sets: dict, keys: list[str] = KEYS, seed: int = 0) -> pd.DataFrame:
     "`method_table` for each named set of domains (column `domains`); empty sets are left out."
     return pd.concat([method_table(results[results["domain"].isin(chosen)], keys, seed=seed).assign(domains=name)
                       for name, chosen in sets.items() if chosen], ignore_index=True)
 
-
+# %% ../../nbs/multi_turn/06_metrics.ipynb #cell-015
 MULTIPLE_CHOICE, EMBODIED = {"mmlu"}, {"alfworld", "household"}
 
 
-def domain_sets(domains) -> dict:
+def domain_sets(domains: Collection[str]) -> dict:
     "All domains; those without multiple choice; embodied ones (nearest to ScienceWorld); tool use (nearest to HLE)."
     return {"all": list(domains), "no-multiple-choice": [d for d in domains if d not in MULTIPLE_CHOICE],
             "embodied": [d for d in domains if d in EMBODIED], "tool-use": [d for d in domains if d not in EMBODIED]}
 
-
+# %% ../../nbs/multi_turn/06_metrics.ipynb #cell-018
 WEIGHTED = {"Avengers-Pro"}  # their parameter is the weight of dollars against score, 0 to 1, and not a price
 
 
-def operating_points(results: pd.DataFrame, prices=(0.0, 1.0), weights=(0.0, 0.3)) -> pd.DataFrame:
+def operating_points(results: pd.DataFrame, prices: Collection[float] = (0.0, 1.0),
+                     weights: Collection[float] = (0.0, 0.3)) -> pd.DataFrame:
     """The rows that a table shows: methods without a parameter, and the others at `prices` (score per dollar).
 
     At price 0 a router looks at the score alone; at 1 a solved task is worth a dollar, and the name says so. Methods in
@@ -77,7 +81,7 @@ def operating_points(results: pd.DataFrame, prices=(0.0, 1.0), weights=(0.0, 0.3
     sign = " (" + pd.Series(np.where(weighted, "w", "λ"), results.index) + "=" + value.map("{:g}".format) + ")"
     return results.assign(method=results["method"] + sign.where(value.fillna(0) > 0, ""))[shown]
 
-
+# %% ../../nbs/multi_turn/06_metrics.ipynb #cell-021
 def paired_difference(results: pd.DataFrame, method: str, other: str, column: str = "score", seed: int = 0) -> dict:
     "Mean of `column` of `method` less `other` over the tasks both have, with its 95 % interval."
     wide = results[results["method"].isin([method, other])].pivot(index="task_id", columns="method", values=column)
@@ -86,8 +90,8 @@ def paired_difference(results: pd.DataFrame, method: str, other: str, column: st
     return dict(method=method, other=other, n=len(difference), difference=difference.mean(), low=float(low),
                 high=float(high))
 
-# %% ../../nbs/multi_turn/06_metrics.ipynb #cell-016
-def weighted_auc(predicted, right, weights) -> np.ndarray:
+# %% ../../nbs/multi_turn/06_metrics.ipynb #cell-024
+def weighted_auc(predicted: ArrayLike, right: ArrayLike, weights: ArrayLike) -> np.ndarray:
     """AUC (n_draws,) of `predicted` (n,) for the outcomes `right` (n,) under each row of `weights` (n_draws, n).
 
     The share of (right, wrong) pairs that are in order, ties counting half. NaN where a draw lacks one of the kinds.
@@ -101,14 +105,15 @@ def weighted_auc(predicted, right, weights) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         return (up * (below + down / 2)).sum(1) / (up.sum(1) * down.sum(1))
 
-
+# %% ../../nbs/multi_turn/06_metrics.ipynb #cell-027
 def _task_draws(task, resamples: int, seed: int) -> np.ndarray:
     "How often each of n rows is drawn when tasks are resampled: (resamples, n)."
     code, names = pd.factorize(np.asarray(task))
     return np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), resamples)[:, code]
 
-# %% ../../nbs/multi_turn/06_metrics.ipynb #cell-018
-def estimator_quality(predicted, outcome, cluster, resamples: int = 500, seed: int = 0) -> dict:
+# %% ../../nbs/multi_turn/06_metrics.ipynb #cell-030
+def estimator_quality(predicted: ArrayLike, outcome: ArrayLike, cluster: ArrayLike, resamples: int = 500,
+                      seed: int = 0) -> dict:
     """AUC and Brier score with 95 % intervals from a bootstrap over `cluster` (n,): tasks, whose turns stay together.
 
     AUC reads the predictions' order, Brier their values clipped to 0-1. AUC is missing where all outcomes are equal.
@@ -122,7 +127,7 @@ def estimator_quality(predicted, outcome, cluster, resamples: int = 500, seed: i
     return dict(n=len(squared), auc=auc, auc_low=auc_low, auc_high=auc_high, brier=squared.mean(),
                 brier_low=brier_low, brier_high=brier_high)
 
-
+# %% ../../nbs/multi_turn/06_metrics.ipynb #cell-033
 def paired_auc(predictions: pd.DataFrame, estimator: str, other: str, resamples: int = 500, seed: int = 0) -> dict:
     "AUC of `estimator` less that of `other` on the same turns, with a 95 % interval from a bootstrap over tasks."
     key = ["task_id", "model", "turn"]
@@ -135,8 +140,8 @@ def paired_auc(predictions: pd.DataFrame, estimator: str, other: str, resamples:
     low, high = np.percentile(difference[1:], [2.5, 97.5])
     return dict(estimator=estimator, other=other, difference=difference[0], low=low, high=high)
 
-
-def reliability(predicted, outcome, bins: int = 10) -> pd.DataFrame:
+# %% ../../nbs/multi_turn/06_metrics.ipynb #cell-036
+def reliability(predicted: ArrayLike, outcome: ArrayLike, bins: int = 10) -> pd.DataFrame:
     "Mean prediction and mean outcome in `bins` groups of equal size, from the lowest prediction to the highest."
     predicted = np.clip(np.asarray(predicted, float), 0, 1)
     order = np.argsort(predicted, kind="stable")

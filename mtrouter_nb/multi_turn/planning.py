@@ -8,6 +8,7 @@ __all__ = ['COMPONENTS', 'PARTS', 'EXPLORED', 'STEADY', 'Plan', 'all_plans', 're
            'PlannerConfig', 'forest_and_ridge', 'fit_planners']
 
 # %% ../../nbs/multi_turn/04_planning.ipynb #cell-002
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import permutations
 
@@ -21,7 +22,7 @@ from sklearn.preprocessing import StandardScaler
 
 from ..core.splits import stratified_folds
 from .replay import ReplayWorld, Rights, View
-from .routers import RandomRouter
+from .routers import RandomRouter, Router
 
 # %% ../../nbs/multi_turn/04_planning.ipynb #cell-004
 @dataclass(frozen=True)
@@ -30,14 +31,14 @@ class Plan:
     order: tuple
     rule: str = "end"
 
-
+# %% ../../nbs/multi_turn/04_planning.ipynb #cell-006
 def all_plans(n_models: int, longest: int = 3) -> list[Plan]:
     "Every plan of up to `longest` models. A lone model has one rule."
     orders = [o for size in range(1, longest + 1) for o in permutations(range(n_models), min(size, n_models))]
     orders = list(dict.fromkeys(orders))
     return [Plan(o, rule) for o in orders for rule in (("end", "reject") if len(o) > 1 else ("end",))]
 
-# %% ../../nbs/multi_turn/04_planning.ipynb #cell-007
+# %% ../../nbs/multi_turn/04_planning.ipynb #cell-009
 @dataclass
 class _Standing:
     "Where n situations stand after the first legs of a plan."
@@ -48,7 +49,7 @@ class _Standing:
     score: np.ndarray
     cost: np.ndarray
 
-
+# %% ../../nbs/multi_turn/04_planning.ipynb #cell-011
 class _Legs:
     "Cumulative proposals and dollars of every run, and one leg of a plan."
 
@@ -78,8 +79,9 @@ class _Legs:
                          np.where(finished, np.fmax(s.score, self.score[self.task, model]), s.score),
                          s.cost + cost[self.rows, end] - cost[self.rows, start])
 
-
-def replay_plans(world: ReplayWorld, plans: list[Plan], task, turns, turns_left, proposals_left):
+# %% ../../nbs/multi_turn/04_planning.ipynb #cell-013
+def replay_plans(world: ReplayWorld, plans: list[Plan], task: np.ndarray, turns: np.ndarray, turns_left: np.ndarray,
+                 proposals_left: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """What each plan would still reach: (score, dollars), float32 (n, n_plans) each.
 
     `task` (n,): row numbers of `world.tasks`. `turns` (n, n_models): turns that each model has played. `turns_left`,
@@ -103,7 +105,7 @@ def replay_plans(world: ReplayWorld, plans: list[Plan], task, turns, turns_left,
         score[:, i], cost[:, i] = done.score, done.cost
     return score, cost
 
-# %% ../../nbs/multi_turn/04_planning.ipynb #cell-011
+# %% ../../nbs/multi_turn/04_planning.ipynb #cell-019
 def situation(view: View) -> np.ndarray:
     """(n, 4M + 4), M models: acting model (one-hot, first column: nobody), turns, proposals, can act; then the last
     error, turns left, proposals left."""
@@ -111,8 +113,9 @@ def situation(view: View) -> np.ndarray:
     return np.column_stack([acting, view.turns, view.proposals, view.available, view.error, view.turns_left,
                             view.proposals_left])
 
-
-def visit(world: ReplayWorld, router, tasks, rights: Rights, seed: int = 0):
+# %% ../../nbs/multi_turn/04_planning.ipynb #cell-022
+def visit(world: ReplayWorld, router: Router, tasks: np.ndarray, rights: Rights,
+          seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The situations that `router` meets on `tasks`, each once: (task (n,), history (n, 3d), situation (n, s))."""
     play = world.play(tasks, rights)
     router.start(len(play.task), seed)
@@ -125,7 +128,7 @@ def visit(world: ReplayWorld, router, tasks, rights: Rights, seed: int = 0):
     _, first = np.unique(np.column_stack([task, seen]), axis=0, return_index=True)
     return task[first], history[first], seen[first]
 
-# %% ../../nbs/multi_turn/04_planning.ipynb #cell-013
+# %% ../../nbs/multi_turn/04_planning.ipynb #cell-025
 @dataclass
 class StickyRandom:
     "Stays with the acting model while it can act, and with probability `switch` draws another at random."
@@ -142,16 +145,18 @@ class StickyRandom:
         stays &= view.available[np.arange(len(view)), view.current]
         return np.where(stays, view.current, self.draw.choose(view))
 
-# %% ../../nbs/multi_turn/04_planning.ipynb #cell-016
+# %% ../../nbs/multi_turn/04_planning.ipynb #cell-029
 COMPONENTS = (24, 12, 8)  # of the task, the last feedback, and the mean of the messages
+
+# %% ../../nbs/multi_turn/04_planning.ipynb #cell-031
 PARTS = 5
 
 
-def parts_of(world: ReplayWorld, tasks, seed: int = 0) -> np.ndarray:
+def parts_of(world: ReplayWorld, tasks: np.ndarray, seed: int = 0) -> np.ndarray:
     "A part number per entry of `tasks`: everything fitted is fitted once without each part."
     return stratified_folds(world.tasks.iloc[tasks], PARTS, seed).to_numpy()
 
-
+# %% ../../nbs/multi_turn/04_planning.ipynb #cell-034
 class Reader:
     """History (n, 3d) and situation (n, s) -> features (n, f).
 
@@ -161,7 +166,7 @@ class Reader:
     def __init__(self, components=COMPONENTS, alpha: float = 30.0):
         self.components, self.alpha = components, alpha
 
-    def fit(self, world: ReplayWorld, tasks, part, history) -> "Reader":
+    def fit(self, world: ReplayWorld, tasks: np.ndarray, part: np.ndarray, history: np.ndarray) -> "Reader":
         "Learn from the training tasks `tasks` (row numbers), their parts, and states (n, 3d) met on them."
         blocks = np.split(history, 3, axis=1)
         self.pca = [PCA(min(c, *b.shape), svd_solver="randomized", random_state=0).fit(b)
@@ -177,13 +182,13 @@ class Reader:
         each = np.stack([r.predict(prompt) for r in self.skill])
         return np.where((part < 0)[:, None], each.mean(0), each[part, np.arange(len(prompt))])
 
-    def read(self, history, seen, part) -> np.ndarray:
+    def read(self, history: np.ndarray, seen: np.ndarray, part: np.ndarray) -> np.ndarray:
         "Features (n, f) float32."
         blocks = np.split(history, 3, axis=1)
         parts = [p.transform(b) for p, b in zip(self.pca, blocks)]
         return np.hstack([*parts, self._skill(blocks[0], part), seen]).astype("f4")
 
-# %% ../../nbs/multi_turn/04_planning.ipynb #cell-018
+# %% ../../nbs/multi_turn/04_planning.ipynb #cell-038
 @dataclass
 class Continuations:
     "Situations to learn from: `x` (n, f), what a plan would reach (`score`, `cost`: n, n_plans), the task's part."
@@ -193,7 +198,7 @@ class Continuations:
     part: np.ndarray
     plans: list
 
-
+# %% ../../nbs/multi_turn/04_planning.ipynb #cell-041
 class ContinuationForest:
     """Randomised trees grown on what each model alone would still reach; a leaf holds the mean of every plan.
 
@@ -224,7 +229,7 @@ class ContinuationForest:
         self.leaves, self.table = [t[0] for t in tables], np.vstack([t[1] for t in tables]).astype("f4")
         return self
 
-    def predict(self, x, part):
+    def predict(self, x: np.ndarray, part: np.ndarray) -> list[np.ndarray]:
         "Score and dollars of every plan, (n, n_plans) each."
         tree = [np.searchsorted(known, column) + start for known, column, start in
                 zip(self.leaves, (c for g in self.groups for c in g.apply(x).T), self.offset)]
@@ -238,7 +243,7 @@ class ContinuationForest:
                                np.r_[0, speaks[first].sum(1).cumsum()]), (len(first), len(self.table)))
         return np.split((mixed @ self.table)[same], 2, axis=1)
 
-
+# %% ../../nbs/multi_turn/04_planning.ipynb #cell-045
 class ContinuationRidge:
     "A ridge from features to every plan's score and dollars; `alpha` per row, on features of variance one."
 
@@ -253,7 +258,7 @@ class ContinuationRidge:
                         for p in range(PARTS)]
         return self
 
-    def predict(self, x, part):
+    def predict(self, x: np.ndarray, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         "Score (0 to 1) and dollars of every plan, (n, n_plans) each."
         x = self.scale.transform(x)
         out = np.empty((len(x), self.members[0].coef_.shape[0]), "f4")
@@ -266,7 +271,7 @@ class ContinuationRidge:
         score, cost = np.split(out, 2, axis=1)
         return score.clip(0, 1), cost.clip(0)
 
-# %% ../../nbs/multi_turn/04_planning.ipynb #cell-020
+# %% ../../nbs/multi_turn/04_planning.ipynb #cell-048
 @dataclass
 class Planner:
     "A reader, the estimators whose mean it takes, and the margin of score by which a new plan must be better."
@@ -282,13 +287,13 @@ class Planner:
         self.early = np.array([p.rule == "reject" for p in self.plans])
         self.rest = np.array([*(index.get(r, -1) for r in rests), -1])  # -1, no plan, is its own rest
 
-    def predict(self, view: View, part):
+    def predict(self, view: View, part: np.ndarray) -> tuple[np.ndarray, ...]:
         "Score and dollars of every plan for each row of `view`, (n, n_plans) each."
         x = self.reader.read(view.history(), situation(view), part)
         each = [e.predict(x, part) for e in self.estimators]
         return tuple(sum(values) / len(each) for values in zip(*each))
 
-    def going_on(self, plan, view: View, since) -> np.ndarray:
+    def going_on(self, plan: np.ndarray, view: View, since: np.ndarray) -> np.ndarray:
         """What is left of `plan` (n,) in each row of `view`: a plan's index, or -1.
 
         `since` (n,): proposals that the plan's first model had made when the plan began.
@@ -300,7 +305,7 @@ class Planner:
             plan = np.where(view.available[rows, self.first[plan]], plan, self.rest[plan])
         return plan
 
-
+# %% ../../nbs/multi_turn/04_planning.ipynb #cell-051
 @dataclass
 class PlanRouter:
     """MTRouter-cost. `price`: score per dollar, a number or one per episode. `part`: for training tasks, the part whose
@@ -330,10 +335,10 @@ class PlanRouter:
         self.plan[view.row] = plan
         return np.where(value[rows, plan] > 0, model, -1)
 
-# %% ../../nbs/multi_turn/04_planning.ipynb #cell-022
+# %% ../../nbs/multi_turn/04_planning.ipynb #cell-054
 EXPLORED = (0.0, 1.0, 8.0, 64.0)  # prices at which the second round visits training tasks
 
-
+# %% ../../nbs/multi_turn/04_planning.ipynb #cell-056
 @dataclass(frozen=True)
 class PlannerConfig:
     "Sizes of MTRouter-cost. `rounds`: after the first, situations that the planner itself meets are learned from too."
@@ -344,18 +349,19 @@ class PlannerConfig:
     trees: int = 16
     seed: int = 0
 
-
+# %% ../../nbs/multi_turn/04_planning.ipynb #cell-058
 STEADY = 0.1  # margin, in score
 
-
+# %% ../../nbs/multi_turn/04_planning.ipynb #cell-060
 def forest_and_ridge(world: ReplayWorld, config: PlannerConfig) -> dict:
     "{name: (unfitted estimators, margin)}; a planner takes the mean of its estimators. The last explores in round two."
     forest, ridge = ContinuationForest(config.leaf, config.trees, seed=config.seed), ContinuationRidge()
     return {"steady": ([forest], STEADY), "forest": ([forest], 0.0), "mean": ([forest, ridge], 0.0)}
 
-
-def fit_planners(world: ReplayWorld, tasks, rights: Rights, config: PlannerConfig = PlannerConfig(),
-                 reader: Reader = None, estimators=forest_and_ridge) -> dict:
+# %% ../../nbs/multi_turn/04_planning.ipynb #cell-063
+def fit_planners(world: ReplayWorld, tasks: np.ndarray, rights: Rights, config: PlannerConfig = PlannerConfig(),
+                 reader: Reader = None,
+                 estimators: Callable[[ReplayWorld, PlannerConfig], dict] = forest_and_ridge) -> dict:
     """{name: Planner} for the rows `tasks` of `world.tasks` under `rights`, one for each set of `estimators`.
 
     Raises ValueError where a task lacks the run of a model, so that plans with it cannot be replayed, and for rights
@@ -384,7 +390,7 @@ def fit_planners(world: ReplayWorld, tasks, rights: Rights, config: PlannerConfi
             met.append(visit(world, router, many, rights, config.seed))
     return planners
 
-
+# %% ../../nbs/multi_turn/04_planning.ipynb #cell-065
 def _continuations(world, plans, tasks, part, reader, met) -> Continuations:
     "Replay every plan from the situations `met`."
     task, history, seen = (np.concatenate(parts) for parts in zip(*met))

@@ -13,6 +13,7 @@ from typing import Protocol
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from ..core.text import strip_countdown
 from ..data.pool import ModelPool
@@ -36,22 +37,22 @@ class Rights:
     affordable_only: bool = False
     proposals_each: int = 1_000
 
-
+# %% ../../nbs/multi_turn/02_replay.ipynb #cell-006
 MATCHED = Rights("matched", 5, 2)
 DOUBLE = Rights("double", 10, 4)
 OPEN = Rights("open", 20, 8)
 
-
-def budgeted(usd, affordable_only: bool = False) -> Rights:
+# %% ../../nbs/multi_turn/02_replay.ipynb #cell-009
+def budgeted(usd: float | np.ndarray, affordable_only: bool = False) -> Rights:
     "Open rights and `usd` dollars per episode."
     return replace(OPEN, name="budgeted", usd=usd, affordable_only=affordable_only)
 
-
+# %% ../../nbs/multi_turn/02_replay.ipynb #cell-012
 def one_proposal_each(rights: Rights) -> Rights:
     "The same rights, with at most one proposal per model."
     return replace(rights, name=f"{rights.name}, one proposal each", proposals_each=1)
 
-# %% ../../nbs/multi_turn/02_replay.ipynb #cell-007
+# %% ../../nbs/multi_turn/02_replay.ipynb #cell-015
 @dataclass
 class View:
     """What routers may read, n running episodes, M models.
@@ -81,7 +82,7 @@ class View:
     def x(self) -> np.ndarray:
         return np.hstack([self.history(), rights_features(self.turns_left, self.proposals_left, self.usd_left)])
 
-
+# %% ../../nbs/multi_turn/02_replay.ipynb #cell-017
 class Play(Protocol):
     "A batch of running episodes."
 
@@ -91,7 +92,7 @@ class Play(Protocol):
     def step(self, choice: np.ndarray) -> None:
         "Let model `choice[i]` act in the i-th running episode; -1 stops it."
 
-
+# %% ../../nbs/multi_turn/02_replay.ipynb #cell-019
 class World(Protocol):
     "Anything that can start episodes of its tasks."
     tasks: pd.DataFrame
@@ -100,17 +101,17 @@ class World(Protocol):
     def play(self, tasks: np.ndarray, rights: Rights) -> Play:
         "Start one episode per entry of `tasks` (row numbers of `self.tasks`)."
 
-# %% ../../nbs/multi_turn/02_replay.ipynb #cell-009
+# %% ../../nbs/multi_turn/02_replay.ipynb #cell-021
 CHARS_PER_TOKEN = 3.9
 
-
+# %% ../../nbs/multi_turn/02_replay.ipynb #cell-023
 def _table(index, shape, values, fill, dtype):
     "A dense array of `shape`, `values` at the rows of `index`."
     out = np.full(shape, fill, dtype)
     out[tuple(index)] = values
     return out
 
-
+# %% ../../nbs/multi_turn/02_replay.ipynb #cell-025
 def _check_replayable(log: TurnLog, own_turns: int):
     "Raise LogError unless every episode is the one run of its model on its task, within the stated limits."
     routed, twice = log.episodes["model"].isna(), log.episodes.duplicated(["task_id", "model"])
@@ -123,7 +124,7 @@ def _check_replayable(log: TurnLog, own_turns: int):
         raise LogError(f"the log has runs of {log.turns['turn'].max() + 1} turns and own_turns is {own_turns}; pass "
                        "the limits under which it was made, and rights that allow them.")
 
-
+# %% ../../nbs/multi_turn/02_replay.ipynb #cell-027
 class ReplayWorld:
     """Exact replay of a log of single-model episodes: one run per (task, model).
 
@@ -178,13 +179,13 @@ class ReplayWorld:
         return np.maximum(exact - out + longest, exact)
 
     @cached_property
-    def states(self):
+    def states(self) -> tuple[np.ndarray, np.ndarray]:
         "History vectors: before any turn by task (n_tasks, 3d), and after each logged turn (n_turns, 3d)."
         if self.encoder is None:
             raise ValueError("this world has no history encoder; pass history=HistoryEncoder() for routers that read.")
         return self.encoder.start(self.tasks["prompt"]), self.encoder.after(self.log)
 
-    def histories(self, task, current, turns) -> np.ndarray:
+    def histories(self, task: np.ndarray, current: np.ndarray, turns: np.ndarray) -> np.ndarray:
         "State vectors (n, 3d) of the runs of `current` on `task` after `turns` turns; current -1: the bare task."
         start, after = self.states
         out = start[task]
@@ -192,11 +193,11 @@ class ReplayWorld:
         out[ran] = after[self.base_row[task[ran], current[ran], turns[ran] - 1]]
         return out
 
-    def play(self, tasks, rights: Rights) -> "ReplayPlay":
+    def play(self, tasks: ArrayLike, rights: Rights) -> "ReplayPlay":
         "Start one episode per entry of `tasks` (row numbers of `self.tasks`; repeats are fine)."
         return ReplayPlay(self, np.asarray(tasks, int), rights)
 
-# %% ../../nbs/multi_turn/02_replay.ipynb #cell-010
+# %% ../../nbs/multi_turn/02_replay.ipynb #cell-035
 class ReplayPlay:
     "A batch of replayed episodes; arrays over all n episodes, finished ones included."
 
@@ -218,11 +219,11 @@ class ReplayPlay:
         return np.flatnonzero(self.reason == "")
 
     @property
-    def turns_left(self):
+    def turns_left(self) -> np.ndarray:
         return self.rights.turns - self.turns.sum(1)
 
     @property
-    def proposals_left(self):
+    def proposals_left(self) -> np.ndarray:
         return self.rights.proposals - self.proposals.sum(1)
 
     def _available(self, rows) -> np.ndarray:
@@ -248,7 +249,7 @@ class ReplayPlay:
                     usd_left=np.maximum(self.usd[rows] - self.seen[rows], 0), error=error,
                     history=lambda: self.world.histories(task, current, played))
 
-    def step(self, choice, propensity=None) -> None:
+    def step(self, choice: ArrayLike, propensity: ArrayLike | None = None) -> None:
         """Let model `choice[i]` act in the i-th running episode; -1 stops it. `propensity`: its probability, if drawn.
 
         Raises ValueError for a model whose run is finished.

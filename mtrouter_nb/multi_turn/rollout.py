@@ -6,10 +6,12 @@
 __all__ = ['Rollout', 'roll', 'to_log', 'random_trajectories', 'join_logs']
 
 # %% ../../nbs/multi_turn/05_rollout.ipynb #cell-001
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from ..data.turns import TurnLog
 from .replay import ReplayWorld, Rights, World
@@ -30,7 +32,7 @@ class Rollout:
     episodes: pd.DataFrame
     moves: pd.DataFrame
 
-
+# %% ../../nbs/multi_turn/05_rollout.ipynb #cell-006
 def _episodes(play) -> pd.DataFrame:
     tasks = play.world.tasks
     unknown = (play.turns.sum(1) == 0) & play.world.absent[play.task].any(1)
@@ -42,15 +44,15 @@ def _episodes(play) -> pd.DataFrame:
         stale_turns=play.stale, overshoot=np.maximum(play.spent - play.usd, 0),
         over_budget=play.spent > play.usd, reason=play.reason))
 
-
+# %% ../../nbs/multi_turn/05_rollout.ipynb #cell-008
 def _moves(play) -> pd.DataFrame:
     if not play.moves:
         return pd.DataFrame()
     steps = [pd.DataFrame(move).assign(turn=turn) for turn, move in enumerate(play.moves)]
     return pd.concat(steps).sort_values(["row", "turn"], kind="stable", ignore_index=True)
 
-
-def roll(world: World, router: Router, tasks, rights: Rights, seed: int = 0) -> Rollout:
+# %% ../../nbs/multi_turn/05_rollout.ipynb #cell-010
+def roll(world: World, router: Router, tasks: np.ndarray, rights: Rights, seed: int = 0) -> Rollout:
     "Play one episode per entry of `tasks` (row numbers of `world.tasks`) with `router` under `rights`."
     play = world.play(tasks, rights)
     router.start(len(play.task), seed)
@@ -59,7 +61,7 @@ def roll(world: World, router: Router, tasks, rights: Rights, seed: int = 0) -> 
         play.step(choice, getattr(router, "propensity", None))
     return Rollout(router.name, rights.name, _episodes(play), _moves(play))
 
-# %% ../../nbs/multi_turn/05_rollout.ipynb #cell-010
+# %% ../../nbs/multi_turn/05_rollout.ipynb #cell-018
 def to_log(rollout: Rollout, world: ReplayWorld, prefix: str = "") -> TurnLog:
     "The rollout as a TurnLog (evidence of the world's log); episode ids are `prefix` + router, rights and row."
     moves, episodes = rollout.moves, rollout.episodes
@@ -81,14 +83,15 @@ def to_log(rollout: Rollout, world: ReplayWorld, prefix: str = "") -> TurnLog:
     table = table[table["score"].notna()]  # an episode that nobody could play says nothing
     return TurnLog(world.log.tasks, table, turns, evidence=world.log.evidence, source=world.log.source)
 
-# %% ../../nbs/multi_turn/05_rollout.ipynb #cell-017
-def random_trajectories(world: ReplayWorld, tasks, rights: Rights, runs: int = 5, seed: int = 0) -> TurnLog:
+# %% ../../nbs/multi_turn/05_rollout.ipynb #cell-027
+def random_trajectories(world: ReplayWorld, tasks: ArrayLike, rights: Rights, runs: int = 5,
+                        seed: int = 0) -> TurnLog:
     "`runs` episodes of the random router on each of `tasks`, as a turn log with propensities."
     rollout = roll(world, RandomRouter(), np.tile(np.asarray(tasks, int), runs), rights, seed)
     return to_log(rollout, world, prefix=f"seed {seed}|")
 
-
-def join_logs(logs) -> TurnLog:
+# %% ../../nbs/multi_turn/05_rollout.ipynb #cell-030
+def join_logs(logs: Iterable[TurnLog]) -> TurnLog:
     "Several logs over the same tasks as one. Raises LogError where two share an episode id."
     logs = list(logs)
     tasks = pd.concat([log.tasks for log in logs]).drop_duplicates("task_id", ignore_index=True)

@@ -7,13 +7,14 @@ __all__ = ['RULES', 'Router', 'best_available', 'SingleModel', 'RandomRouter', '
            'CascadeFamily', 'choose_cascade', 'QRouter', 'route', 'EpisodeRouter', 'HindsightOracle']
 
 # %% ../../nbs/multi_turn/03_routers.ipynb #cell-001
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import permutations
 from typing import Protocol
 
 import numpy as np
 
-from .estimator import rights_features
+from .estimator import ClusterQ, OutcomeEstimator, PerModelRidge, rights_features
 from .replay import ReplayWorld, Rights, View
 
 # %% ../../nbs/multi_turn/03_routers.ipynb #cell-003
@@ -27,18 +28,18 @@ class Router(Protocol):
     def choose(self, view: View) -> np.ndarray:
         "One model index per row of `view`; -1 stops the episode."
 
-
+# %% ../../nbs/multi_turn/03_routers.ipynb #cell-005
 def best_available(score: np.ndarray, available: np.ndarray) -> np.ndarray:
     "The available model of the highest score in each row (ties: the lowest index); -1 where none is available."
     masked = np.where(available, score, -np.inf)
     return np.where(available.any(1), masked.argmax(1), -1)
 
-# %% ../../nbs/multi_turn/03_routers.ipynb #cell-006
+# %% ../../nbs/multi_turn/03_routers.ipynb #cell-010
 class _Stateless:
     def start(self, n: int, seed: int) -> None:
         pass
 
-
+# %% ../../nbs/multi_turn/03_routers.ipynb #cell-012
 @dataclass
 class SingleModel(_Stateless):
     "One model for the whole episode; stops when its run is finished."
@@ -48,7 +49,7 @@ class SingleModel(_Stateless):
     def choose(self, view: View) -> np.ndarray:
         return np.where(view.available[:, self.model], self.model, -1)
 
-
+# %% ../../nbs/multi_turn/03_routers.ipynb #cell-015
 @dataclass
 class RandomRouter:
     "A uniform draw among the available models at every turn; `propensity` of the last draw is kept for the log."
@@ -64,7 +65,7 @@ class RandomRouter:
         self.propensity = 1 / np.maximum(view.available.sum(1), 1)
         return best_available(u, view.available)
 
-
+# %% ../../nbs/multi_turn/03_routers.ipynb #cell-018
 @dataclass
 class RoundRobin(_Stateless):
     "The next model of the pool at every turn, skipping finished ones."
@@ -75,7 +76,7 @@ class RoundRobin(_Stateless):
         distance = (np.arange(m)[None] - view.current[:, None] - 1) % m
         return best_available(-distance, view.available)
 
-
+# %% ../../nbs/multi_turn/03_routers.ipynb #cell-021
 @dataclass
 class Heuristic:
     """The paper's hand-written rule: the strong model first and after an error; late in the episode the value model;
@@ -98,10 +99,10 @@ class Heuristic:
         rank[(view.current < 0) | (view.error > 0), self.strong] = 4
         return best_available(rank, view.available)
 
-# %% ../../nbs/multi_turn/03_routers.ipynb #cell-008
+# %% ../../nbs/multi_turn/03_routers.ipynb #cell-024
 RULES = ("end", "reject", 1, 2, 3)  # leave a model at its run's end, at its first rejected proposal, after k turns
 
-
+# %% ../../nbs/multi_turn/03_routers.ipynb #cell-026
 @dataclass
 class Cascade(_Stateless):
     "Models in order (pool indices); `rule` says when to leave one for the next."
@@ -123,14 +124,14 @@ class Cascade(_Stateless):
             choice = np.where(self._left(view, model), choice, model)
         return choice
 
-# %% ../../nbs/multi_turn/03_routers.ipynb #cell-011
+# %% ../../nbs/multi_turn/03_routers.ipynb #cell-031
 def _segments(world: ReplayWorld, rule, proposals: int):
     "Turns that a cascade gives each (task, model) under `rule` and at most `proposals` of each model's: (T, M)."
     begun = (world.proposed.cumsum(2) - world.proposed < (1 if rule == "reject" else proposals)).sum(2)
     turns = np.minimum(begun, world.length)
     return turns if rule in ("end", "reject") else np.minimum(rule, turns)
 
-
+# %% ../../nbs/multi_turn/03_routers.ipynb #cell-034
 @dataclass
 class CascadeFamily:
     """Every cascade on every task under one set of rights: tables (n_cascades, n_tasks).
@@ -147,7 +148,8 @@ class CascadeFamily:
     models: np.ndarray
 
     @classmethod
-    def of(cls, world: ReplayWorld, rights: Rights, rules=RULES, longest: int = None) -> "CascadeFamily":
+    def of(cls, world: ReplayWorld, rights: Rights, rules: Iterable[str | int] = RULES,
+           longest: int = None) -> "CascadeFamily":
         "Replay the whole family. Dollar limits are not supported: cascades choose their cost by their order."
         if np.isfinite(rights.usd).any():
             raise ValueError("a cascade family has no dollar limit; choose a cheaper order instead.")
@@ -173,7 +175,7 @@ class CascadeFamily:
         "The cascade of row `index` as a router."
         return Cascade(self.orders[index], self.rules[index])
 
-
+# %% ../../nbs/multi_turn/03_routers.ipynb #cell-036
 class _Tables:
     "Per (task, model): how many proposals, and how many dollars, the first k turns take."
 
@@ -184,7 +186,7 @@ class _Tables:
         self.proposals = np.pad(world.proposed.cumsum(2), pad)
         self.length, self.success, self.score = world.length, world.success, world.score
 
-
+# %% ../../nbs/multi_turn/03_routers.ipynb #cell-038
 @dataclass
 class _Prefix:
     "Where all tasks stand after the first models of each cascade, (n, T); `solved` ones go no further."
@@ -220,12 +222,12 @@ class _Prefix:
                        (self.proposals_left - tables.proposals[played]).astype(np.int16),
                        (self.models + (turns > 0)).astype(np.int16))
 
-# %% ../../nbs/multi_turn/03_routers.ipynb #cell-016
+# %% ../../nbs/multi_turn/03_routers.ipynb #cell-045
 def choose_cascade(family: CascadeFamily, train: np.ndarray, price: float) -> int:
     "The row of the family with the best mean of score - price * dollars over the tasks `train`."
     return int((family.score[:, train].mean(1) - price * family.cost[:, train].mean(1)).argmax())
 
-# %% ../../nbs/multi_turn/03_routers.ipynb #cell-019
+# %% ../../nbs/multi_turn/03_routers.ipynb #cell-048
 @dataclass
 class QRouter(_Stateless):
     "Greedy on score - price * dollars, as `estimator.predict(x)` gives them; `price` a number or one per episode."
@@ -239,15 +241,15 @@ class QRouter(_Stateless):
         price = price[view.row, None] if price.ndim else price
         return best_available(score - price * usd, view.available)
 
-# %% ../../nbs/multi_turn/03_routers.ipynb #cell-022
-def route(estimator, history: np.ndarray, turns_left: int, proposals_left: int, usd_left: float = np.inf,
-          price: float = 0.0) -> str:
+# %% ../../nbs/multi_turn/03_routers.ipynb #cell-051
+def route(estimator: OutcomeEstimator | PerModelRidge | ClusterQ, history: np.ndarray, turns_left: int,
+          proposals_left: int, usd_left: float = np.inf, price: float = 0.0) -> str:
     "The model to call next, given one history vector (3d,) and the rights that are left."
     x = np.hstack([history[None], rights_features([turns_left], [proposals_left], [usd_left])])
     score, usd = estimator.predict(x)
     return estimator.pool.names[int((score - price * usd)[0].argmax())]
 
-# %% ../../nbs/multi_turn/03_routers.ipynb #cell-025
+# %% ../../nbs/multi_turn/03_routers.ipynb #cell-055
 @dataclass
 class EpisodeRouter(_Stateless):
     "`choice` (n_episodes,): the model of each episode, from its first turn on; with that model's run it stops."
@@ -258,7 +260,7 @@ class EpisodeRouter(_Stateless):
         choice = np.asarray(self.choice)[view.row]
         return np.where(view.available[np.arange(len(choice)), choice], choice, -1)
 
-
+# %% ../../nbs/multi_turn/03_routers.ipynb #cell-058
 class HindsightOracle(EpisodeRouter):
     "The model that each episode should have had."
 

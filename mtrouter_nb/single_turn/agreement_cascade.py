@@ -9,6 +9,7 @@ __all__ = ['plain', 'said_by', 'play', 'AgreementCascade']
 import ast
 import re
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import permutations
 
@@ -16,19 +17,19 @@ import numpy as np
 import pandas as pd
 
 from ..core.stats import known_mean
-from ..data.benchmarks import final_answer
+from ..data.zeroeval import final_answer
 from ..data.outcomes import OutcomeMatrix
 from .interface import Choices, LacksInput, Queries, prices_of
 
 # %% ../../nbs/single_turn/03_agreement_cascade.ipynb #cell-004
 _DRESSING = re.compile(r"\\(?:left|right|text|mathrm|mbox|displaystyle|,|!|;| )|[\s$%{}\"'\\]")
 
-
+# %% ../../nbs/single_turn/03_agreement_cascade.ipynb #cell-007
 def _written(value) -> str:
     "A Python value as text; the members of a set in a fixed order, which Python itself does not keep."
     return "{" + ", ".join(sorted(map(repr, value))) + "}" if isinstance(value, set) else str(value)
 
-
+# %% ../../nbs/single_turn/03_agreement_cascade.ipynb #cell-010
 def plain(answer: str) -> str | None:
     "An answer without dressing: a number as a number, a Python value as Python writes it, else its bare characters."
     answer = answer.strip().strip("$").rstrip(".")
@@ -40,8 +41,8 @@ def plain(answer: str) -> str | None:
     if "\\" in answer: answer = _DRESSING.sub("", answer.replace("dfrac", "frac").replace("tfrac", "frac"))
     return answer or None
 
-# %% ../../nbs/single_turn/03_agreement_cascade.ipynb #cell-006
-def said_by(answers: pd.DataFrame, item_ids) -> pd.DataFrame:
+# %% ../../nbs/single_turn/03_agreement_cascade.ipynb #cell-013
+def said_by(answers: pd.DataFrame, item_ids: Iterable[str]) -> pd.DataFrame:
     "Final answers, one row per entry of `item_ids` and one column per model, from rows (task_id, model, answer)."
     with warnings.catch_warnings():  # "3and4" and the like, which Python reads with a warning
         warnings.simplefilter("ignore", SyntaxWarning)
@@ -49,14 +50,14 @@ def said_by(answers: pd.DataFrame, item_ids) -> pd.DataFrame:
     wide = answers.assign(final=final).pivot(index="task_id", columns="model", values="final")
     return wide.reindex(item_ids).astype(object).where(lambda x: x.notna(), None).reset_index(drop=True)
 
-# %% ../../nbs/single_turn/03_agreement_cascade.ipynb #cell-009
+# %% ../../nbs/single_turn/03_agreement_cascade.ipynb #cell-016
 def _codes(said: pd.DataFrame) -> np.ndarray:
     "(n, M) numbers, equal where two models said the same; one of its own, negative, where a model said nothing."
     code = pd.factorize(said.to_numpy(object).ravel())[0].reshape(said.shape)
     return np.where(code < 0, -1 - np.arange(said.shape[1]), code)
 
-
-def play(plan: tuple, code: np.ndarray, trusted: int):
+# %% ../../nbs/single_turn/03_agreement_cascade.ipynb #cell-019
+def play(plan: tuple[int, ...], code: np.ndarray, trusted: int) -> tuple[np.ndarray, np.ndarray]:
     "(answerer (n,), asked (n, legs) bool) of one plan on answer codes (n, M); `trusted`: who counts if all differ."
     if len(plan) == 1: return np.full(len(code), plan[0]), np.ones((len(code), 1), bool)
     first, second, third = (code[:, m] for m in plan)
@@ -64,7 +65,7 @@ def play(plan: tuple, code: np.ndarray, trusted: int):
     answerer = np.where(agree | (third == first), plan[0], np.where(third == second, plan[1], trusted))
     return answerer, np.column_stack([np.ones((len(code), 2), bool), ~agree])
 
-
+# %% ../../nbs/single_turn/03_agreement_cascade.ipynb #cell-023
 @dataclass
 class AgreementCascade:
     "Plans of three models over those whose answers are known (`queries.said`); one setting per price of a dollar."

@@ -23,7 +23,7 @@ from threadpoolctl import threadpool_limits
 from ..core.encoders import MINILM, TextEncoder
 from ..core.store import stored_all
 from ..core.text import Cut
-from ..data.benchmarks import load_all, load_answers, measured_models
+from ..data.sources import load_all, load_answers, measured_models
 from ..data.outcomes import SEEDS, OutcomeMatrix, split
 from ..learners.embedding_routers import RouterDC
 from .agreement_cascade import AgreementCascade, said_by

@@ -7,7 +7,7 @@ __all__ = ['Queries', 'Choices', 'LacksInput', 'SingleTurnRouter', 'prices_of', 
            'Utility', 'embedllm_published', 'embedllm', 'routerdc', 'avengers', 'AvengersProCurve', 'LoggedRouter']
 
 # %% ../../nbs/single_turn/00_interface.ipynb #cell-002
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -38,13 +38,13 @@ class Queries:
 
     def __len__(self): return len(self.items)
 
-    def take(self, rows) -> "Queries":
+    def take(self, rows: np.ndarray) -> "Queries":
         "The rows `rows`."
         answers = self.answers and {model: vectors[rows] for model, vectors in self.answers.items()}
         said = None if self.said is None else self.said.iloc[rows].reset_index(drop=True)
         return Queries(self.embeddings[rows], self.items.iloc[rows].reset_index(drop=True), answers, said)
 
-
+# %% ../../nbs/single_turn/00_interface.ipynb #cell-009
 @dataclass(frozen=True)
 class Choices:
     """k settings on n prompts. `answerer` (k, n): the model whose answer counts.
@@ -57,7 +57,7 @@ class Choices:
     paid: np.ndarray | None = None
     ranking: np.ndarray | None = None
 
-    def outcome(self, matrix: OutcomeMatrix):
+    def outcome(self, matrix: OutcomeMatrix) -> tuple[np.ndarray, np.ndarray]:
         "(score, cost), (k, n) each, on the rows of `matrix`; NaN where a cell that counts is missing."
         rows = np.arange(len(matrix))
         score = matrix.score[rows, self.answerer]
@@ -65,11 +65,11 @@ class Choices:
         # a model that was not called costs nothing, whether its price is known or not
         return score, np.where(self.paid, matrix.cost, 0.0).sum(2)
 
-
+# %% ../../nbs/single_turn/00_interface.ipynb #cell-013
 class LacksInput(OutcomeError):
     "A router cannot be fitted on these outcomes: what it reads beside prompts and scores is not there."
 
-
+# %% ../../nbs/single_turn/00_interface.ipynb #cell-015
 class SingleTurnRouter(Protocol):
     "What every router here has. `fit` takes as many rows of outcomes as prompts; it may raise `LacksInput`."
     name: str
@@ -78,25 +78,25 @@ class SingleTurnRouter(Protocol):
 
     def choose(self, queries: Queries) -> Choices: ...
 
-# %% ../../nbs/single_turn/00_interface.ipynb #cell-009
-def prices_of(cost: np.ndarray, n: int = 24) -> list:
+# %% ../../nbs/single_turn/00_interface.ipynb #cell-017
+def prices_of(cost: np.ndarray, n: int = 24) -> list[float]:
     "λ: 0, then from where the dearest model is hardly held back to where only the cheapest is left; [0] without costs."
     mean = known_mean(cost)
     if not np.isfinite(mean).any() or np.nanmax(mean) == 0: return [0.0]
     gaps = np.nanmax(mean) - np.nanmin(mean[mean > 0])
     return [0.0, *(np.geomspace(0.01, 100, n - 1) / (gaps or np.nanmax(mean)))]
 
-
-def weigh(expected: np.ndarray, dollars: np.ndarray, prices) -> Choices:
+# %% ../../nbs/single_turn/00_interface.ipynb #cell-020
+def weigh(expected: np.ndarray, dollars: np.ndarray, prices: Sequence[float]) -> Choices:
     "The best model per prompt at each of `prices`, from expected scores (n, M) and dollars (M,) or (n, M)."
     value = np.stack([expected - price * dollars if price else expected for price in prices])
     return Choices(list(prices), np.where(np.isnan(value), -np.inf, value).argmax(2), ranking=expected)
 
-# %% ../../nbs/single_turn/00_interface.ipynb #cell-012
+# %% ../../nbs/single_turn/00_interface.ipynb #cell-023
 def _brier(expected, score) -> float:
     return float(np.nanmean((expected - score) ** 2))
 
-
+# %% ../../nbs/single_turn/00_interface.ipynb #cell-026
 @dataclass
 class NearestNeighbours:
     "Mean score and dollars of the `k` nearest training prompts, by cosine; `k` from `ks` by validation."
@@ -129,13 +129,13 @@ class NearestNeighbours:
         with threadpool_limits(1): expected, dollars = self._means(queries.embeddings, self.k_)
         return weigh(expected, dollars, self.prices)
 
-
+# %% ../../nbs/single_turn/00_interface.ipynb #cell-028
 def _neighbour_mean(values, fallback):
     "Mean over neighbours (n, k, M) -> (n, M); a model that none of them has takes its mean over all prompts."
     count = (~np.isnan(values)).sum(1)
     return np.where(count > 0, np.nansum(values, 1) / np.maximum(count, 1), fallback)
 
-# %% ../../nbs/single_turn/00_interface.ipynb #cell-013
+# %% ../../nbs/single_turn/00_interface.ipynb #cell-035
 @dataclass
 class LogisticPerModel:
     "A logistic regression per model from embedding to score; its inverse strength `C` from `strengths` by validation."
@@ -178,7 +178,7 @@ class LogisticPerModel:
         with threadpool_limits(1): expected = self._expected(self.scale.transform(queries.embeddings), self.weights)
         return weigh(expected, self.dollars, self.prices)
 
-# %% ../../nbs/single_turn/00_interface.ipynb #cell-017
+# %% ../../nbs/single_turn/00_interface.ipynb #cell-040
 @dataclass
 class Utility:
     "A router of prompts that gives each model one number per prompt; the greatest wins. Dollars play no part."
@@ -195,12 +195,12 @@ class Utility:
         said = np.asarray(self.router.predict(queries.embeddings))
         return Choices([np.nan], said.argmax(1)[None], ranking=said)
 
-
+# %% ../../nbs/single_turn/00_interface.ipynb #cell-043
 def embedllm_published(seed: int = 0) -> Utility:
     "EmbedLLM at the published learning rate and number of epochs: a minute or two per 50,000 outcomes, on a core."
     return Utility(EmbedLLM(seed=seed), "EmbedLLM")
 
-
+# %% ../../nbs/single_turn/00_interface.ipynb #cell-045
 def embedllm(seed: int = 0) -> Utility:
     """EmbedLLM at ten times the published learning rate, for an eighth of its epochs.
 
@@ -208,15 +208,15 @@ def embedllm(seed: int = 0) -> Utility:
     """
     return Utility(EmbedLLM(learning_rate=1e-3, epochs=64, patience=6, seed=seed), "EmbedLLM")
 
-
+# %% ../../nbs/single_turn/00_interface.ipynb #cell-048
 def routerdc(seed: int = 0) -> Utility: return Utility(RouterDC(seed=seed), "RouterDC")
 
-
+# %% ../../nbs/single_turn/00_interface.ipynb #cell-050
 def avengers(seed: int = 0) -> Utility:
     "Clusters and their best models by score."
     return Utility(AvengersPro(alpha=1.0, clusters=30, top_k=1, seed=seed), "Avengers")
 
-
+# %% ../../nbs/single_turn/00_interface.ipynb #cell-053
 @dataclass
 class AvengersProCurve:
     "Avengers-Pro at every weight of score against dollars; without costs, at the score alone."
@@ -236,7 +236,7 @@ class AvengersProCurve:
         said = [np.asarray(self.router.predict(queries.embeddings, alpha)) for alpha in alphas]
         return Choices(list(map(float, alphas)), np.stack([u.argmax(1) for u in said]), ranking=said[-1])
 
-# %% ../../nbs/single_turn/00_interface.ipynb #cell-020
+# %% ../../nbs/single_turn/00_interface.ipynb #cell-058
 @dataclass
 class LoggedRouter:
     "A router whose choices are on record. `chosen`: model by item_id. Raises KeyError for a model that is not there."

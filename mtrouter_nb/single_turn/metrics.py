@@ -26,7 +26,7 @@ from ..data.outcomes import OutcomeMatrix
 GROUPS = ("router", "yardstick", "model", "bound")  # a bound knows what no router can: answers, or an item's dataset
 CONFIG = ["method", "setting", "group"]
 
-
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-006
 @dataclass(frozen=True, eq=False)
 class Scores:
     """k configurations on n items of one test split. Raises `ValueError` where its parts do not fit together.
@@ -52,20 +52,21 @@ class Scores:
             raise ValueError(f"group {min(unknown)!r} is none of {', '.join(GROUPS)}.")
 
     @classmethod
-    def of(cls, method: str, settings: Iterable[float], score, cost, items: pd.DataFrame, seed: int, group="router"):
+    def of(cls, method: str, settings: Iterable[float], score: np.ndarray, cost: np.ndarray,
+           items: pd.DataFrame, seed: int, group: str = "router") -> "Scores":
         "One method: `score` and `cost` (k, n) of its k `settings` on the n `items`."
         configs = pd.DataFrame(dict(method=method, setting=np.asarray(settings, float), group=group))
         items = items[["item_id", "dataset", "repeat"]].reset_index(drop=True)
         return cls(configs, items, np.asarray(score, float), np.asarray(cost, float), seed)
 
     @classmethod
-    def of_models(cls, matrix: OutcomeMatrix, seed: int):
+    def of_models(cls, matrix: OutcomeMatrix, seed: int) -> "Scores":
         "Every model of `matrix`, called on every item."
         configs = pd.DataFrame(dict(method=list(matrix.models), setting=np.nan, group="model"))
         items = matrix.items[["item_id", "dataset", "repeat"]].reset_index(drop=True)
         return cls(configs, items, matrix.score.T, matrix.cost.T, seed)
 
-# %% ../../nbs/single_turn/04_metrics.ipynb #cell-008
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-011
 def stack(*scores: Scores) -> Scores:
     "All configurations of `scores`, which must be on the same items in the same order; else a `ValueError`."
     first = scores[0]
@@ -76,7 +77,7 @@ def stack(*scores: Scores) -> Scores:
     return Scores(pd.concat([s.configs for s in scores], ignore_index=True), first.items,
                   np.vstack([s.score for s in scores]), np.vstack([s.cost for s in scores]), first.seed)
 
-# %% ../../nbs/single_turn/04_metrics.ipynb #cell-012
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-015
 @dataclass(frozen=True, eq=False)
 class _Grid:
     "`configs` (k) by `datasets` (D) of `size` (D) items: `accuracy` and `cost` (R, k, D), of the sample first."
@@ -91,7 +92,7 @@ class _Grid:
         found = np.flatnonzero(self.configs["method"] == method)
         return int(found[0]) if len(found) else None
 
-
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-017
 def _means(values, weights) -> np.ndarray:
     "Weighted means (R, k) of the known `values` (k, n), for each row of `weights` (R, n); NaN where nothing is known."
     known = ~np.isnan(values)
@@ -99,13 +100,13 @@ def _means(values, weights) -> np.ndarray:
     total = weights @ np.where(known, values, 0).T
     return np.divide(total, mass, where=mass > 0, out=np.full(total.shape, np.nan))
 
-# %% ../../nbs/single_turn/04_metrics.ipynb #cell-014
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-020
 def _rows_of(items: pd.DataFrame) -> dict:
     "Dataset -> numbers of its rows, datasets in order of appearance."
     names, code = list(dict.fromkeys(items["dataset"])), pd.factorize(items["dataset"])[0]
     return {name: np.flatnonzero(code == d) for d, name in enumerate(names)}
 
-
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-023
 def _measured(scores: Scores, draws=None) -> _Grid:
     "The grid of `scores`; `draws`, of `item_draws`, adds resamples."
     accuracy, cost, parts = [], [], _rows_of(scores.items)
@@ -119,7 +120,7 @@ def _measured(scores: Scores, draws=None) -> _Grid:
     size = np.array([len(rows) for rows in parts.values()])
     return _Grid(scores.configs, list(parts), size, np.stack(accuracy, -1), np.stack(cost, -1))
 
-# %% ../../nbs/single_turn/04_metrics.ipynb #cell-016
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-026
 def dataset_table(scores: Scores) -> pd.DataFrame:
     "One row per (configuration, dataset): n items, accuracy, cost_usd (of all n), missing cells no_score, no_cost."
     grid, parts = _measured(scores), _rows_of(scores.items)
@@ -129,7 +130,7 @@ def dataset_table(scores: Scores) -> pd.DataFrame:
         dataset=np.tile(grid.datasets, k), n=np.tile(grid.size, k), accuracy=grid.accuracy[0].ravel(),
         cost_usd=grid.cost[0].ravel(), no_score=missing(scores.score), no_cost=missing(scores.cost))
 
-# %% ../../nbs/single_turn/04_metrics.ipynb #cell-019
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-029
 def _grid(cells: pd.DataFrame) -> _Grid:
     "The grid again, from a table such as `dataset_table` gives; rows in any order."
     place = cells.groupby(CONFIG, sort=False, dropna=False).ngroup().to_numpy()
@@ -140,25 +141,25 @@ def _grid(cells: pd.DataFrame) -> _Grid:
     size[column] = cells["n"]
     return _Grid(cells[CONFIG].drop_duplicates(ignore_index=True), list(datasets), size, accuracy, cost)
 
-# %% ../../nbs/single_turn/04_metrics.ipynb #cell-022
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-032
 RANDOM, BEST, BEST_TEST, ORACLE = "Random", "Best Single", "Best Single (test)", "Oracle"
 PER_DATASET, PER_DATASET_TEST = "Dataset Oracle (train)", "Dataset Oracle (test)"
 
-
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-034
 def _quiet(reduce, values, **args):
     "`reduce` of `values`, NaN without a warning where all are NaN."
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         return reduce(values, **args)
 
-
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-036
 def _first_best(accuracy, cost):
     "Column of the highest accuracy (M,), the cheaper of equals, then the first; None where no accuracy is known."
     if np.isnan(accuracy).all(): return None
     worst = [np.where(np.isnan(x), np.inf, x) for x in (cost, -np.round(accuracy, 12))]
     return int(np.lexsort(worst)[0])
 
-# %% ../../nbs/single_turn/04_metrics.ipynb #cell-024
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-039
 def best_single(matrix: OutcomeMatrix) -> int:
     "Column of the model with the highest AvgAcc. Raises `ValueError` where no model has a score on every dataset."
     grid = _measured(Scores.of_models(matrix, 0))
@@ -168,28 +169,28 @@ def best_single(matrix: OutcomeMatrix) -> int:
                          "datasets, or add outcomes.")
     return best
 
-
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-042
 def best_per_dataset(matrix: OutcomeMatrix) -> dict:
     "Dataset -> column of its most accurate model."
     grid = _measured(Scores.of_models(matrix, 0))
     best = {d: _first_best(grid.accuracy[0, :, i], grid.cost[0, :, i]) for i, d in enumerate(grid.datasets)}
     return {dataset: column for dataset, column in best.items() if column is not None}
 
-# %% ../../nbs/single_turn/04_metrics.ipynb #cell-026
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-045
 def _expected(matrix):
     "Mean score (n,) and cost (n,) over the models run on each item; a cost is known if those of all these models are."
     ran = ~np.isnan(matrix.score)
     cost = np.where(ran, matrix.cost, 0).sum(1) / np.where(ran.any(1), ran.sum(1), np.nan)
     return _quiet(np.nanmean, matrix.score, axis=1), cost
 
-
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-048
 def _oracle(matrix):
     "Best score (n,) of any model, and the least cost (n,) of those that reach it; of all where that score is 0."
     best = _quiet(np.nanmax, matrix.score, axis=1)
     reach = (matrix.score == best[:, None]) | (best == 0)[:, None] & ~np.isnan(matrix.score)
     return best, _quiet(np.nanmin, np.where(reach, matrix.cost, np.nan), axis=1)
 
-# %% ../../nbs/single_turn/04_metrics.ipynb #cell-028
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-051
 def bounds(train: OutcomeMatrix, test: OutcomeMatrix, seed: int) -> Scores:
     """Random, Best Single (chosen on train; on test), Dataset Oracle (on train; on test) and Oracle on the test items.
 
@@ -205,7 +206,7 @@ def bounds(train: OutcomeMatrix, test: OutcomeMatrix, seed: int) -> Scores:
     return stack(*(Scores.of(name, [np.nan], score[None], cost[None], test.items, seed, group)
                    for (name, group), (score, cost) in rows.items()))
 
-# %% ../../nbs/single_turn/04_metrics.ipynb #cell-030
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-054
 def against(scores: Scores, method: str) -> Scores:
     """`scores` with `method` as the best single model: every gain, lead and saving over that one is then over it.
 
@@ -217,37 +218,37 @@ def against(scores: Scores, method: str) -> Scores:
     configs = scores.configs.iloc[kept].replace({"method": {method: BEST}}).reset_index(drop=True)
     return Scores(configs, scores.items, scores.score[kept], scores.cost[kept], scores.seed)
 
-# %% ../../nbs/single_turn/04_metrics.ipynb #cell-033
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-057
 def _ratio(above, below) -> np.ndarray:
     "above / below, NaN where `below` is 0 or missing."
     above, below = np.broadcast_arrays(above, below)
     return np.divide(above, below, where=below > 0, out=np.full(above.shape, np.nan))
 
-
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-060
 def _mean_gain(accuracy, reference) -> np.ndarray:
     "Mean over datasets of accuracy (R, k, D) / reference (R, D) - 1: (R, k); datasets with reference 0 left out."
     kept = (reference != 0)[:, None]
     gains = np.where(kept, _ratio(accuracy, reference[:, None]) - 1, 0)
     return gains.sum(-1) / np.where(kept.any(-1), kept.sum(-1), np.nan)
 
-
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-063
 def _gain_of_means(accuracy, reference) -> np.ndarray:
     "Mean over datasets of accuracy (R, k, D) over that of reference (R, D), less 1: (R, k)."
     return _ratio(accuracy.mean(-1), reference.mean(-1)[:, None]) - 1
 
-
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-066
 def _lead(accuracy, reference) -> np.ndarray:
     "Mean over datasets of accuracy (R, k, D) less reference (R, D): (R, k)."
     return (accuracy - reference[:, None]).mean(-1)
 
-# %% ../../nbs/single_turn/04_metrics.ipynb #cell-035
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-069
 _AGAINST = {  # metric -> (reference, how to compare, sign)
     "GainAtRandom": (RANDOM, _mean_gain, 1), "GainAtBest": (BEST, _mean_gain, 1),
     "GapAtOracle": (ORACLE, _mean_gain, -1), "LeadOverBest": (BEST, _lead, 1),
     "ImpRandom": (RANDOM, _gain_of_means, 1), "ImpMax": (PER_DATASET_TEST, _gain_of_means, 1),
     "OracleGap": (ORACLE, _gain_of_means, -1)}
 
-
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-071
 def _config_metrics(grid: _Grid) -> dict:
     "Metric -> (R, k); those against a reference that the grid lacks are left out."
     found = {"AvgAcc": grid.accuracy.mean(-1), "SampleAvg": grid.accuracy @ (grid.size / grid.size.sum()),
@@ -257,7 +258,7 @@ def _config_metrics(grid: _Grid) -> dict:
             found[metric] = sign * compare(grid.accuracy, grid.accuracy[:, row])
     return found
 
-# %% ../../nbs/single_turn/04_metrics.ipynb #cell-037
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-074
 def _config_notes(grid: _Grid, metric: str) -> np.ndarray:
     "Per configuration (k): why `metric` is missing, or which datasets it leaves out; else empty."
     table, kind = (grid.cost, "cost") if metric == "Cost" else (grid.accuracy, "score")
@@ -270,54 +271,54 @@ def _config_notes(grid: _Grid, metric: str) -> np.ndarray:
         notes = np.array([f"{note}; {left_out}" if note else left_out for note in notes], object)
     return notes
 
-
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-077
 def _metric(cells, metric) -> pd.DataFrame:
     grid = _grid(cells)
     if (found := _config_metrics(grid).get(metric)) is None:
         raise ValueError(f"{metric} needs a row {_AGAINST[metric][0]!r}; stack `bounds` onto the scores.")
     return grid.configs.assign(value=found[0], note=_config_notes(grid, metric))
 
-# %% ../../nbs/single_turn/04_metrics.ipynb #cell-039
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-079
 def avg_acc(cells: pd.DataFrame) -> pd.DataFrame:
     "Unweighted mean of dataset accuracies: columns method, setting, group, value, note, as in the functions below."
     return _metric(cells, "AvgAcc")
 
-
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-082
 def sample_avg(cells: pd.DataFrame) -> pd.DataFrame:
     "Dataset accuracies weighted by their items: where nothing is missing, the mean over items."
     return _metric(cells, "SampleAvg")
 
-
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-085
 def total_cost(cells: pd.DataFrame) -> pd.DataFrame:
     "USD on all items."
     return _metric(cells, "Cost")
 
-# %% ../../nbs/single_turn/04_metrics.ipynb #cell-041
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-088
 def gain_at_random(cells: pd.DataFrame) -> pd.DataFrame:
     "Gain@R, a fraction. Raises `ValueError` without a row Random."
     return _metric(cells, "GainAtRandom")
 
-
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-091
 def gain_at_best(cells: pd.DataFrame) -> pd.DataFrame:
     "Gain@B, a fraction, against the best single model of the training split. Raises `ValueError` without its row."
     return _metric(cells, "GainAtBest")
 
-
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-096
 def gap_at_oracle(cells: pd.DataFrame) -> pd.DataFrame:
     "Gap@O, a fraction. Raises `ValueError` without a row Oracle."
     return _metric(cells, "GapAtOracle")
 
-# %% ../../nbs/single_turn/04_metrics.ipynb #cell-043
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-099
 def ratio_of_averages(cells: pd.DataFrame, metric: str) -> pd.DataFrame:
     "The older \"ImpRandom\", \"ImpMax\" or \"OracleGap\", a fraction. Raises `ValueError` without its reference's row."
     return _metric(cells, metric)
 
-
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-102
 def lead_over_best(cells: pd.DataFrame) -> pd.DataFrame:
     "AvgAcc less that of Best Single. Raises `ValueError` without its row."
     return _metric(cells, "LeadOverBest")
 
-# %% ../../nbs/single_turn/04_metrics.ipynb #cell-045
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-105
 def config_table(cells: pd.DataFrame) -> pd.DataFrame:
     "One row per configuration: every metric above whose reference has a row, no_score, no_cost, and notes."
     grid = _grid(cells)
@@ -327,7 +328,7 @@ def config_table(cells: pd.DataFrame) -> pd.DataFrame:
     counts = cells.groupby(CONFIG, sort=False, dropna=False)[lacking].sum().reset_index(drop=True)
     return grid.configs.assign(**{m: v[0] for m, v in found.items()}, **counts, note=notes)
 
-# %% ../../nbs/single_turn/04_metrics.ipynb #cell-049
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-108
 def pareto_frontier(points: pd.DataFrame) -> pd.DataFrame:
     "`points`, of `config_table`, with the column on_frontier; bounds, and what lacks a number, never are."
     able = ((points["group"] != "bound") & points[["AvgAcc", "Cost"]].notna().all(axis=1)).to_numpy()
@@ -335,7 +336,7 @@ def pareto_frontier(points: pd.DataFrame) -> pd.DataFrame:
     if able.any(): on[able] = pareto_optimal(points["Cost"][able], points["AvgAcc"][able])
     return points.assign(on_frontier=on)
 
-# %% ../../nbs/single_turn/04_metrics.ipynb #cell-051
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-111
 @dataclass(frozen=True, eq=False)
 class Anchors:
     "Ends of the two axes, and the `frontier` (f, 2) of (cost, accuracy)."
@@ -346,11 +347,11 @@ class Anchors:
     frontier: np.ndarray
 
     @classmethod
-    def of(cls, points: pd.DataFrame):
+    def of(cls, points: pd.DataFrame) -> "Anchors":
         "Those that `points` (of `config_table`), bounds aside, make. Raises `ValueError` where none has both numbers."
         return _anchored(points.loc[points["group"] != "bound", ["Cost", "AvgAcc"]].to_numpy(float))
 
-    def axes(self, points, scale="linear") -> np.ndarray:
+    def axes(self, points: np.ndarray, scale: str = "linear") -> np.ndarray:
         "`points` (..., 2) of (cost, accuracy) with the ends at 0 and 1; scale: of cost, \"linear\" or \"log\"."
         scaled = {"linear": np.asarray, "log": np.log}[scale]
         low, high = scaled([self.cost_min, self.cost_max])
@@ -358,7 +359,7 @@ class Anchors:
         return np.stack([(scaled(points[..., 0]) - low) / ((high - low) or 1),
                          (points[..., 1] - self.accuracy_min) / height], axis=-1)
 
-
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-114
 def _anchored(points) -> Anchors:
     "Anchors of the complete ones among `points` (n, 2)."
     points = points[~np.isnan(points).any(1)]
@@ -366,7 +367,7 @@ def _anchored(points) -> Anchors:
     front = np.unique(points[pareto_optimal(points[:, 0], points[:, 1])], axis=0)
     return Anchors(points[:, 0].min(), points[:, 0].max(), points[:, 1].min(), points[:, 1].max(), front)
 
-# %% ../../nbs/single_turn/04_metrics.ipynb #cell-054
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-117
 def _steps(front) -> np.ndarray:
     "The staircase through `front` (f, 2), cheapest first: boxes (2f - 1, 2 axes, low and high)."
     x, y = front.T
@@ -374,18 +375,18 @@ def _steps(front) -> np.ndarray:
     rise = np.stack([np.c_[x[1:], x[1:]], np.c_[y[:-1], y[1:]]], axis=1)
     return np.concatenate([flat, rise])
 
-
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-120
 _BOXES = {"points": lambda front: np.stack([front, front], axis=-1), "steps": _steps}
 _NORMS = {"L1": np.add, "L2": np.hypot}  # of the gaps on the two axes
 
-# %% ../../nbs/single_turn/04_metrics.ipynb #cell-056
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-122
 def _dominated(own, other) -> np.ndarray:
     "Whether each of `other` (..., f, 2) dominates each of `own` (..., n, 2): bool (..., n, f)."
     own, other = own[..., :, None, :], other[..., None, :, :]
     return (other[..., 0] <= own[..., 0]) & (other[..., 1] >= own[..., 1]) & (
         (other[..., 0] != own[..., 0]) | (other[..., 1] != own[..., 1]))
 
-
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-125
 def _distances(own, front, norm="L1", to="points") -> np.ndarray:
     "Distance (..., n) of `own` (..., n, 2) to `front` (..., f, 2), 0 where it does not dominate; NaN rows are none."
     boxes = _BOXES[to](front)[..., None, :, :, :]
@@ -396,13 +397,13 @@ def _distances(own, front, norm="L1", to="points") -> np.ndarray:
     nearest = np.where(_dominated(own, front).any(-1), distance, 0)
     return np.where(np.isnan(own).any(-1), np.nan, nearest)
 
-# %% ../../nbs/single_turn/04_metrics.ipynb #cell-058
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-128
 def _volume(own) -> float:
     "Share of the square with corners 0 and 1 that `own` (n, 2) dominate; above 1 where they go beyond it."
     if np.isnan(own).any(): return np.nan
     return float(moocore.hypervolume(own, ref=[1, 0], maximise=[False, True]))
 
-
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-131
 def _volumes(own) -> np.ndarray:
     "`_volume` of every resample of `own` (R, n, 2) in one sweep from the cheapest point to the dearest: (R,)."
     order = own[..., 0].argsort(-1)
@@ -410,14 +411,15 @@ def _volumes(own) -> np.ndarray:
     width = np.diff(cost.clip(max=1), append=1, axis=-1)
     return (np.maximum.accumulate(accuracy.clip(min=0), axis=-1) * width).sum(-1)
 
-# %% ../../nbs/single_turn/04_metrics.ipynb #cell-060
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-134
 def _by_method(points, value) -> pd.DataFrame:
     parts = points[points["group"] != "bound"].groupby(["method", "group"], sort=False)
     rows = [(*key, value(part[["Cost", "AvgAcc"]].to_numpy(float))) for key, part in parts]
     return pd.DataFrame(rows, columns=["method", "group", "value"])
 
-
-def pareto_dist(points: pd.DataFrame, anchors: Anchors = None, norm="L1", scale="linear", to="points") -> pd.DataFrame:
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-136
+def pareto_dist(points: pd.DataFrame, anchors: Anchors = None, norm: str = "L1", scale: str = "linear",
+                to: str = "points") -> pd.DataFrame:
     """ParetoDist per method: columns method, group, value; missing where a configuration lacks cost or accuracy.
 
     points: of `config_table`. anchors: those of `points` when None. norm: "L1" or "L2". scale of cost: "linear" or
@@ -427,36 +429,36 @@ def pareto_dist(points: pd.DataFrame, anchors: Anchors = None, norm="L1", scale=
     front = anchors.axes(anchors.frontier, scale)
     return _by_method(points, lambda part: _distances(anchors.axes(part, scale), front, norm, to).mean())
 
-
-def hypervolume(points: pd.DataFrame, anchors: Anchors = None, scale="linear") -> pd.DataFrame:
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-139
+def hypervolume(points: pd.DataFrame, anchors: Anchors = None, scale: str = "linear") -> pd.DataFrame:
     "Hypervolume per method, from the corner (dearest, least accurate) of `anchors`, those of `points` when None."
     anchors = anchors or Anchors.of(points)
     return _by_method(points, lambda part: _volume(anchors.axes(part, scale)))
 
-# %% ../../nbs/single_turn/04_metrics.ipynb #cell-063
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-142
 CHOSEN, PEAK = "validation", "test (paper's way)"
 _TOLERANCE = 1e-12  # the same answers summed in another order are not less accurate
 
-
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-144
 def _need(grid: _Grid, reference: str) -> int:
     row = grid.row(reference)
     if row is None: raise ValueError(f"no row {reference!r} to compare with; stack `bounds` onto the scores.")
     return row
 
-
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-146
 def _gain(accuracy, best) -> np.ndarray:
     "PerfGain (R,) of the settings' `accuracy` (R, s) over `best`, a pair of (R,)."
     top = _quiet(np.nanmax, accuracy, axis=1) if accuracy.shape[1] else np.full(len(accuracy), np.nan)
     return _ratio(top, best[0]) - 1
 
-
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-149
 def _saving(accuracy, cost, best) -> tuple:
     "(CostSave, whether any setting qualifies), each (R,), of `accuracy` and `cost` (R, s)."
     enough = accuracy >= best[0][:, None] - _TOLERANCE
     least = np.where(enough & ~np.isnan(cost), cost, np.inf).min(1, initial=np.inf)
     return 1 - _ratio(np.where(np.isfinite(least), least, np.nan), best[1]), enough.any(1).astype(float)
 
-# %% ../../nbs/single_turn/04_metrics.ipynb #cell-065
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-152
 def _against_best(points, value, reference) -> pd.DataFrame:
     "`value`(accuracy (1, s), cost (1, s), best) per method of `points`."
     rows = points[points["method"] == reference]
@@ -466,17 +468,17 @@ def _against_best(points, value, reference) -> pd.DataFrame:
     rows = [(*key, value(*part[["AvgAcc", "Cost"]].to_numpy(float).T[:, None], best)[0]) for key, part in parts]
     return pd.DataFrame(rows, columns=["method", "group", "value"])
 
-
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-154
 def perf_gain(points: pd.DataFrame, reference: str = BEST) -> pd.DataFrame:
     "PerfGain per method at the best of its settings in `points` (of `config_table`), the paper's way."
     return _against_best(points, lambda accuracy, cost, best: _gain(accuracy, best), reference)
 
-
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-157
 def cost_save(points: pd.DataFrame, reference: str = BEST) -> pd.DataFrame:
     "CostSave per method at the cheapest of its settings that reaches `reference`, the paper's way; missing without."
     return _against_best(points, lambda accuracy, cost, best: _saving(accuracy, cost, best)[0], reference)
 
-# %% ../../nbs/single_turn/04_metrics.ipynb #cell-068
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-160
 def _picks(validation: _Grid, reference: str) -> dict:
     "(method, metric) -> setting that validation chooses, as a list: empty where none qualifies."
     b, accuracy, cost = _need(validation, reference), validation.accuracy[0].mean(-1), validation.cost[0].sum(-1)
@@ -490,13 +492,13 @@ def _picks(validation: _Grid, reference: str) -> dict:
         picks[method, "CostSave"] = [] if cheap is None else [settings[enough[cheap]]]
     return picks
 
-# %% ../../nbs/single_turn/04_metrics.ipynb #cell-070
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-163
 def _of_settings(configs, mine, settings) -> np.ndarray:
     "Those of the rows `mine` whose setting is among `settings`; NaN is the setting of a method without one."
     return mine[np.isin(configs["setting"].to_numpy()[mine], settings) |
                 (np.isnan(configs["setting"].to_numpy()[mine]) & np.isnan(settings).any())]
 
-
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-166
 def _perfcost_rows(grid: _Grid, reference: str, picks=None) -> list:
     "(row, values (R,)) per method: PerfGain, CostSave and CostSaveQualifies, chosen by `picks` and the paper's way."
     b, accuracy, cost, rows = _need(grid, reference), grid.accuracy.mean(-1), grid.cost.sum(-1), []
@@ -511,7 +513,7 @@ def _perfcost_rows(grid: _Grid, reference: str, picks=None) -> list:
                      metric, values, note in _judged(grid, accuracy, cost, best, use, way, reference)]
     return rows
 
-
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-168
 def _judged(grid, accuracy, cost, best, use, way, reference):
     "Yield (metric, values (R,), note) of one method whose PerfGain and CostSave use the rows `use`."
     peak, cheap = use["PerfGain"], use["CostSave"]
@@ -528,7 +530,7 @@ def _judged(grid, accuracy, cost, best, use, way, reference):
         spent = cost[:, cheap[0]] if len(cheap) else np.full(len(cost), np.nan)
         yield "Saving", 1 - _ratio(spent, best[1]), said(cheap)
 
-# %% ../../nbs/single_turn/04_metrics.ipynb #cell-072
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-170
 def item_draws(runs: Sequence[Scores], resamples: int, seed: int) -> dict:
     """Dataset -> (item ids, how often each is drawn (1 + resamples, ids)), once for all `runs`; the first row is ones.
 
@@ -542,7 +544,7 @@ def item_draws(runs: Sequence[Scores], resamples: int, seed: int) -> dict:
         draws[dataset] = pd.Index(sorted(ids)), np.vstack([np.ones((1, n)), counts]).astype("i2")
     return draws
 
-# %% ../../nbs/single_turn/04_metrics.ipynb #cell-074
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-173
 def _config_rows(grid: _Grid) -> list:
     rows = []
     for metric, values in _config_metrics(grid).items():
@@ -551,7 +553,7 @@ def _config_rows(grid: _Grid) -> list:
                  for i, config in enumerate(grid.configs.to_dict("records"))]
     return rows
 
-
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-176
 def _moving_distances(points) -> np.ndarray:
     "Distances (R, k) of `points` (R, k, 2), each resample with its own normalisation and frontier."
     low, high = (_quiet(f, points, axis=1, keepdims=True) for f in (np.nanmin, np.nanmax))
@@ -561,7 +563,7 @@ def _moving_distances(points) -> np.ndarray:
         return _distances(part, front[:, ~np.isnan(front).all((0, 2))])
     return np.concatenate([one(points[i:i + chunk]) for i in range(0, len(points), chunk)])
 
-
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-179
 def _pareto_rows(grid: _Grid, anchors: Anchors = None) -> list:
     "ParetoDist; against `anchors` (of the single models when None, if there are any) ParetoDistFixed and Hypervolume."
     kept = (grid.configs["group"] != "bound").to_numpy()
@@ -582,10 +584,10 @@ def _pareto_rows(grid: _Grid, anchors: Anchors = None) -> list:
                  for metric, values in by_metric.items()]
     return rows
 
-# %% ../../nbs/single_turn/04_metrics.ipynb #cell-075
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-182
 KEYS = ["method", "setting", "group", "metric", "chosen"]
 
-
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-184
 def _summary(rows: list) -> pd.DataFrame:
     "One row per `KEYS` from (row, values (1 + resamples,)) of every seed: mean over the seeds that have a value."
     about = pd.DataFrame([row for row, _ in rows], columns=[*KEYS, "note"])
@@ -604,14 +606,14 @@ def _summary(rows: list) -> pd.DataFrame:
     notes = groups["note"].agg(lambda notes: "; ".join(dict.fromkeys(filter(None, notes)))).to_numpy()
     return keys.assign(value=value, low=low, high=high, seeds=known[:, 0].astype(int), note=notes)
 
-
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-187
 def _grids(runs, validations, resamples, seed):
     "Yield each run's grid with its resamples, and the grid of its validation scores or None."
     draws = item_draws(runs, resamples, seed)
     for run, held in zip(runs, validations or [None] * len(runs)):
         yield _measured(run, draws), held and _measured(held)
 
-# %% ../../nbs/single_turn/04_metrics.ipynb #cell-076
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-189
 def over_seeds(runs: Sequence[Scores], validations: Sequence[Scores] = None, reference: str = BEST,
                anchors: Anchors = None, resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
     """Every metric of every configuration and method, averaged over `runs`, one per seed of the split.
@@ -629,13 +631,14 @@ def over_seeds(runs: Sequence[Scores], validations: Sequence[Scores] = None, ref
     rows = [({"setting": np.nan} | row, values) for row, values in rows]
     return _summary(rows)
 
-# %% ../../nbs/single_turn/04_metrics.ipynb #cell-078
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-192
 def bench_table(scores: Scores, validation: Scores = None, **options) -> pd.DataFrame:
     "`over_seeds` of one split: one row per (method, setting, metric) with value, low, high."
     return over_seeds([scores], validation and [validation], **options)
 
-
-def perfcost(validation: Scores, test: Scores, reference: str = BEST, resamples: int = 1000, seed: int = 0):
+# %% ../../nbs/single_turn/04_metrics.ipynb #cell-202
+def perfcost(validation: Scores, test: Scores, reference: str = BEST, resamples: int = 1000,
+             seed: int = 0) -> pd.DataFrame:
     "PerfGain, CostSave and what goes with them per method: chosen on `validation`, and the paper's way beside it."
     (grid, held), = _grids([test], [validation], resamples, seed)
     rows = _perfcost_rows(grid, reference, _picks(held, reference))

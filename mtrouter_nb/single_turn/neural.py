@@ -31,20 +31,20 @@ def accuracies(score: np.ndarray, group: np.ndarray) -> np.ndarray:
     overall = np.nan_to_num(known_mean(score), nan=np.nanmean(score))
     return np.where(np.isnan(table), overall[:, None], table)
 
-
+# %% ../../nbs/single_turn/02_neural.ipynb #cell-010
 def _z(table):
     "Columns less their mean, over their standard deviation; 0 for what is unknown or the same for all."
     center, known = known_mean(table), ~np.isnan(table)
     spread = np.sqrt(known_mean((table - center) ** 2))
     return np.where(known & (spread > 1e-9), (table - center) / np.where(spread > 1e-9, spread, 1), 0)
 
-# %% ../../nbs/single_turn/02_neural.ipynb #cell-010
+# %% ../../nbs/single_turn/02_neural.ipynb #cell-013
 def _known_mean(loss: Callable, said, target):
     "Mean of `loss` between what a network says and the target, where the target is known."
     known = ~target.isnan()
     return loss(said[known], target[known])
 
-
+# %% ../../nbs/single_turn/02_neural.ipynb #cell-016
 @dataclass(frozen=True)
 class _Training:
     "How a network learns. `rate(t)`: factor of the learning rate when the share t of all steps is done."
@@ -57,7 +57,7 @@ class _Training:
     batch: int
     clip: float = np.inf
 
-    def run(self, network, x, y, train, held) -> list:
+    def run(self, network: nn.Module, x: np.ndarray, y: np.ndarray, train: np.ndarray, held: np.ndarray) -> list[float]:
         "Train `network` on prompts x (n, d) and scores y (n, M), keep its best epoch on `held`; its losses by epoch."
         x, y = torch.from_numpy(np.asarray(x, "f4")), torch.from_numpy(y.astype("f4"))
         optimizer = torch.optim.AdamW(network.parameters(), self.learning_rate, weight_decay=self.weight_decay,
@@ -84,7 +84,7 @@ class _Training:
         optimizer.step()
         schedule.step()
 
-# %% ../../nbs/single_turn/02_neural.ipynb #cell-013
+# %% ../../nbs/single_turn/02_neural.ipynb #cell-020
 class PromptModelGraph(nn.Module):
     "Logits of Yes, (n, M), for prompts (n, d) and the models described by `about` (M, G)."
 
@@ -96,24 +96,25 @@ class PromptModelGraph(nn.Module):
         self.query = nn.Linear(d, hidden)
         self.answer = nn.Sequential(nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, 1))
 
-    def tokens(self):
+    def tokens(self) -> torch.Tensor:
         "The soft token (M, hidden) of each model."
         entered = self.enter(self.norm(self.about))
         return entered + self.inner(entered)
 
-    def forward(self, q): return self.answer(self.query(q)[:, None] + self.tokens()[None]).squeeze(2)
+    def forward(self, q: torch.Tensor) -> torch.Tensor:
+        return self.answer(self.query(q)[:, None] + self.tokens()[None]).squeeze(2)
 
-
+# %% ../../nbs/single_turn/02_neural.ipynb #cell-023
 def _warm_cosine(t, warm=0.1):
     return t / warm if t < warm else (1 + np.cos(np.pi * (t - warm) / (1 - warm))) / 2
 
-# %% ../../nbs/single_turn/02_neural.ipynb #cell-015
+# %% ../../nbs/single_turn/02_neural.ipynb #cell-026
 def _chosen(expected, able) -> Choices:
     "One setting: the highest of `expected` (n, M) among the models that are `able` (M,)."
     expected = np.where(able, expected, np.nan)
     return Choices([np.nan], np.where(np.isnan(expected), -np.inf, expected).argmax(1)[None], ranking=expected)
 
-
+# %% ../../nbs/single_turn/02_neural.ipynb #cell-029
 @dataclass
 class ModelSAT:
     """Whether a model, described by its accuracies, satisfies a prompt. Dollars are not used.
@@ -155,12 +156,12 @@ class ModelSAT:
             yes = torch.sigmoid(self.network(torch.from_numpy(queries.embeddings))).numpy()
         return _chosen(yes, self.able)
 
-
+# %% ../../nbs/single_turn/02_neural.ipynb #cell-031
 def _satisfaction_loss(network, x, y):
     "Cross-entropy of Yes and No; half a point is half a Yes."
     return _known_mean(nn.functional.binary_cross_entropy_with_logits, network(x), y)
 
-# %% ../../nbs/single_turn/02_neural.ipynb #cell-019
+# %% ../../nbs/single_turn/02_neural.ipynb #cell-036
 def scaled_cost(cost: np.ndarray, group: np.ndarray) -> np.ndarray:
     "Dollars (n, M) scaled to 0–1 within each group (n,) of rows; NaN where unknown."
     scaled = np.full(cost.shape, np.nan)
@@ -171,13 +172,13 @@ def scaled_cost(cost: np.ndarray, group: np.ndarray) -> np.ndarray:
         scaled[group == g] = (mine - low) / (high - low) if high > low else mine - low
     return scaled
 
-
+# %% ../../nbs/single_turn/02_neural.ipynb #cell-039
 def best_of(utility: np.ndarray) -> np.ndarray:
     "1 for every model of the greatest utility in its row (n, M), 0 for the others, NaN where the utility is unknown."
     known = np.where(np.isnan(utility), -np.inf, utility)
     return np.where(np.isnan(utility), np.nan, np.isclose(known, known.max(1, keepdims=True), rtol=0, atol=1e-8))
 
-# %% ../../nbs/single_turn/02_neural.ipynb #cell-022
+# %% ../../nbs/single_turn/02_neural.ipynb #cell-042
 def _rounds(*sizes, n: int = 2, **options):
     "Message passing, `n` times. The library takes seconds to load, and nothing else needs it."
     with warnings.catch_warnings():
@@ -185,7 +186,7 @@ def _rounds(*sizes, n: int = 2, **options):
         from torch_geometric.nn import GeneralConv
     return nn.ModuleList(GeneralConv(*sizes, **options) for _ in range(n))
 
-
+# %% ../../nbs/single_turn/02_neural.ipynb #cell-044
 class _Graph(nn.Module):
     """Two rounds of messages from prompts to models. Prompts and their datasets (n, d), `about` models (M, G), edges
     (features, n, M), `visible` (n, M) 0 or 1."""
@@ -198,15 +199,15 @@ class _Graph(nn.Module):
         self.rounds = _rounds(2 * dim, 2 * dim, in_edge_channels=features)
         self.norms = nn.ModuleList(nn.BatchNorm1d(2 * dim) for _ in range(2))
 
-    def prompts(self, q, task):
+    def prompts(self, q: torch.Tensor, task: torch.Tensor) -> torch.Tensor:
         "Prompts as nodes, (n, 16)."
         return torch.cat([self.task(task), self.query(q)], 1)
 
-    def features(self, edges):
+    def features(self, edges: torch.Tensor) -> torch.Tensor:
         "Edges (features, n, M) as the messages carry them."
         return torch.relu(torch.einsum("fe,enm->fnm", self.edge.weight, edges) + self.edge.bias[:, None, None])
 
-    def models(self, prompts, edges, visible):
+    def models(self, prompts: torch.Tensor, edges: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
         "Models as nodes (M, 16) after two rounds."
         n, x = len(prompts), torch.cat([prompts, self.model(self.about)])
         seen, count = (self.features(edges) * visible).sum(1).T, visible.sum(0)[:, None]
@@ -217,12 +218,12 @@ class _Graph(nn.Module):
             if not last: x = torch.relu(x)
         return x[n:]
 
-    def forward(self, q, task, edges, visible):
+    def forward(self, q: torch.Tensor, task: torch.Tensor, edges: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
         "Logits (n, M)."
         prompts = self.prompts(q, task)
         return prompts @ self.models(prompts, edges, visible).T / prompts.shape[1]
 
-# %% ../../nbs/single_turn/02_neural.ipynb #cell-026
+# %% ../../nbs/single_turn/02_neural.ipynb #cell-048
 @dataclass
 class GraphRouter:
     """Which edges of the graph of prompts and models lead to the best model, for three utilities.
@@ -324,25 +325,25 @@ class GraphRouter:
             said = [self._rated(*one, *self._inputs(queries)) for one in self.fitted]
         return Choices(list(self.settings), np.stack([s.argmax(1) for s in said]), ranking=said[0])
 
-# %% ../../nbs/single_turn/02_neural.ipynb #cell-030
+# %% ../../nbs/single_turn/02_neural.ipynb #cell-052
 def seen_features(matrix: OutcomeMatrix) -> np.ndarray:
     "(M, 4): logs of each model's mean dollars, input and output tokens, seconds, against the pool's; 0 if unknown."
     seen = (matrix.cost, matrix.input_tokens, matrix.output_tokens, matrix.latency)
     means = np.column_stack([known_mean(values) for values in seen])
     return _z(np.log(means, out=np.full(means.shape, np.nan), where=means > 0))
 
-
+# %% ../../nbs/single_turn/02_neural.ipynb #cell-055
 def _outcome_loss(network, x, y, residual_l2=EstimatorConfig.residual_l2):
     "Squared error, and the pull on the models' residuals."
     error = _known_mean(nn.functional.mse_loss, network.all_models(x), y)
     return error + residual_l2 * network.models.residual.weight.square().sum() if network.training else error
 
-
+# %% ../../nbs/single_turn/02_neural.ipynb #cell-057
 def _cosine_to(low: float):
     "A cosine from 1 to `low`."
     return lambda t: low + (1 - low) * (1 + np.cos(np.pi * t)) / 2
 
-
+# %% ../../nbs/single_turn/02_neural.ipynb #cell-060
 @dataclass
 class MTRouterSingle:
     """MTRouter's joint estimator on prompts, at every price of a dollar.

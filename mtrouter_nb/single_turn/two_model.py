@@ -20,7 +20,7 @@ from ..data.outcomes import OutcomeError, OutcomeMatrix
 from ..learners.fitting import held_out_rows, seeded, weights_of
 from .interface import Choices, LacksInput, Queries
 
-# %% ../../nbs/single_turn/01_two_model.ipynb #cell-005
+# %% ../../nbs/single_turn/01_two_model.ipynb #cell-007
 def choose_pair(matrix: OutcomeMatrix, among: Iterable[str] = None) -> tuple[str, str]:
     """(small, large) from the rows of `matrix`, which are to be training rows.
 
@@ -42,7 +42,7 @@ def choose_pair(matrix: OutcomeMatrix, among: Iterable[str] = None) -> tuple[str
     worth, candidates = (known_mean(saved), cheaper) if cheaper else (known_mean(np.maximum(gap, 0)), small)
     return matrix.models[max(candidates, key=lambda m: np.nan_to_num(worth[m], nan=-np.inf))], matrix.models[large]
 
-
+# %% ../../nbs/single_turn/01_two_model.ipynb #cell-012
 def _columns(matrix, pair, among=None) -> list[int]:
     "Columns of (small, large): of `pair` by name, or chosen."
     names = pair or choose_pair(matrix, among)
@@ -50,7 +50,7 @@ def _columns(matrix, pair, among=None) -> list[int]:
         raise OutcomeError(f"{matrix.name} has no model {unknown[0]!r} for the pair.")
     return [matrix.models.index(name) for name in names]
 
-# %% ../../nbs/single_turn/01_two_model.ipynb #cell-009
+# %% ../../nbs/single_turn/01_two_model.ipynb #cell-015
 @dataclass
 class _Heads:
     "Probability of label 1. `own_` (n,): of the training rows, each by the head that did not learn from it."
@@ -63,7 +63,7 @@ class _Heads:
     folds: int
     seed: int
 
-    def fit(self, x, label, group) -> "_Heads":
+    def fit(self, x: np.ndarray, label: np.ndarray, group: np.ndarray | pd.Series) -> "_Heads":
         "From vectors (n, d), labels (n,) of 0 and 1, and what must not be parted (n,)."
         groups = np.unique(group, return_inverse=True)[1]
         count = groups.max(initial=-1) + 1
@@ -99,32 +99,32 @@ class _Heads:
         weight, bias = (state[name].numpy().astype(float) for name in ("weight", "bias"))
         return weight[1] - weight[0], bias[1] - bias[0]
 
-    def chance(self, x) -> np.ndarray:
+    def chance(self, x: np.ndarray) -> np.ndarray:
         "(n,) for vectors (n, d)."
         return np.mean([_chance(x, linear) for linear in self.maps], 0)
 
-
+# %% ../../nbs/single_turn/01_two_model.ipynb #cell-017
 def _heads(router) -> _Heads:
     "Heads with the numbers that `router` has under the same names."
     return _Heads(**{f.name: getattr(router, f.name) for f in fields(_Heads)})
 
-
+# %% ../../nbs/single_turn/01_two_model.ipynb #cell-019
 def _chance(x, linear):
     weight, bias = linear
     return 1 / (1 + np.exp(-(np.asarray(x, float) @ weight + bias)))
 
-# %% ../../nbs/single_turn/01_two_model.ipynb #cell-012
+# %% ../../nbs/single_turn/01_two_model.ipynb #cell-023
 def _thresholds(chance, grid: int) -> list[float]:
     ".5, then 0, `grid` quantiles of `chance` (n,), and 1."
     return [.5, 0.0, *np.quantile(chance, np.linspace(0, 1, grid)).tolist(), 1.0]
 
-
+# %% ../../nbs/single_turn/01_two_model.ipynb #cell-026
 def _sweep(chance, thresholds, pair) -> Choices:
     "(small, large) = `pair`: the large model where `chance` (n,) is at least the threshold."
     small, large = pair
     return Choices(list(thresholds), np.where(chance >= np.array(thresholds)[:, None], large, small))
 
-# %% ../../nbs/single_turn/01_two_model.ipynb #cell-015
+# %% ../../nbs/single_turn/01_two_model.ipynb #cell-031
 @dataclass
 class HybridLLM:
     """Small or large, from the prompt. `pair`: (small, large) by name; None: `choose_pair` on the training rows.
@@ -165,7 +165,7 @@ class HybridLLM:
         "One setting per threshold: .5, then from the large model alone (0) to the small one alone (1)."
         return _sweep(self.needed(queries), self.thresholds, self.pair_)
 
-# %% ../../nbs/single_turn/01_two_model.ipynb #cell-018
+# %% ../../nbs/single_turn/01_two_model.ipynb #cell-035
 class _Duel(nn.Module):
     "s(strong) - s(weak) of prompts (n, d); the vectors of the two models are rows of `models`."
 
@@ -174,14 +174,14 @@ class _Duel(nn.Module):
         self.models = nn.Parameter(torch.randn(2, d))
         self.weigh = nn.Linear(d, 1, bias=False)
 
-    def linear(self):
+    def linear(self) -> torch.Tensor:
         "The whole as one vector (d,)."
         strong, weak = nn.functional.normalize(self.models, dim=1)
         return self.weigh.weight[0] * (strong - weak)
 
-    def forward(self, q): return q @ self.linear()
+    def forward(self, q: torch.Tensor) -> torch.Tensor: return q @ self.linear()
 
-
+# %% ../../nbs/single_turn/01_two_model.ipynb #cell-038
 @dataclass
 class RouteLLM:
     """Weak or strong by win rate. `pair`: (weak, strong) by name; None: `choose_pair` on the training rows.
@@ -235,9 +235,9 @@ class RouteLLM:
         "One setting per threshold: .5, then from the strong model alone (0) to the weak one alone (1)."
         return _sweep(self.win_rate(queries), self.thresholds, self.pair_)
 
-# %% ../../nbs/single_turn/01_two_model.ipynb #cell-021
-def answer_embeddings(answers: pd.DataFrame, item_ids, encoder: TextEncoder = None, models: Iterable[str] = None,
-                      characters: int = 170) -> dict:
+# %% ../../nbs/single_turn/01_two_model.ipynb #cell-042
+def answer_embeddings(answers: pd.DataFrame, item_ids: Iterable[str], encoder: TextEncoder = None,
+                      models: Iterable[str] = None, characters: int = 170) -> dict[str, np.ndarray]:
     """model -> (n, e) float32 vectors of the ends of its answers, a row per entry of `item_ids`; NaN where it has none.
 
     answers: rows (task_id, model, answer). models: which; all of `answers` when None. What is embedded is cached.
@@ -252,7 +252,7 @@ def answer_embeddings(answers: pd.DataFrame, item_ids, encoder: TextEncoder = No
         vectors[model][there] = found
     return vectors
 
-# %% ../../nbs/single_turn/01_two_model.ipynb #cell-024
+# %% ../../nbs/single_turn/01_two_model.ipynb #cell-045
 @dataclass(frozen=True)
 class Cascade:
     "`first` answers; it stands where its probability of being right is above `threshold`; else `second` (columns)."
@@ -260,17 +260,17 @@ class Cascade:
     second: int
     threshold: float
 
-    def keep(self, chance) -> np.ndarray:
+    def keep(self, chance: np.ndarray) -> np.ndarray:
         "(n,): where the first answer stands; an answer that is missing (NaN) does not, unless nothing is asked of it."
         return (chance > self.threshold) | (self.threshold == -np.inf)
 
-# %% ../../nbs/single_turn/01_two_model.ipynb #cell-027
-def within(budget: float, score, cost) -> int:
+# %% ../../nbs/single_turn/01_two_model.ipynb #cell-048
+def within(budget: float, score: np.ndarray | list[float], cost: np.ndarray | list[float]) -> int:
     "Place of the highest score at no more than `budget`, the cheapest of equals; if none is, of the cheapest of all."
     score, cost = np.asarray(score, float), np.asarray(cost, float)
     return int(np.lexsort((cost, -np.where(cost <= max(budget, cost.min()), score, -np.inf)))[0])
 
-# %% ../../nbs/single_turn/01_two_model.ipynb #cell-029
+# %% ../../nbs/single_turn/01_two_model.ipynb #cell-051
 @dataclass
 class FrugalGPT:
     """A cascade over (small, large), with a scorer that reads the answer. Settings are budgets, USD per prompt.
@@ -362,7 +362,7 @@ class FrugalGPT:
         paid = (first[..., None] == column) | ((second[..., None] == column) & ~keep[..., None])
         return Choices(self.settings, np.where(keep, first, second), paid)
 
-
+# %% ../../nbs/single_turn/01_two_model.ipynb #cell-053
 def _played(cascade, chance, score, cost, rows):
     "(mean score, mean dollars) of a cascade on `rows`."
     keep = cascade.keep(chance.get(cascade.first, np.full(len(score), np.nan)))[rows]

@@ -19,27 +19,28 @@ VERDICTS = ("holds", "fails", "unclear", "not testable")
 _COLUMNS = ["id", "published", "ours", "low", "high", "verdict", "evidence", "note"]
 _ROWS: dict = {}  # file -> id -> row, of this run
 
-
+# %% ../../nbs/studio/02_claims.ipynb #cell-007
 def _cell_text(value) -> str:
     "A number with six digits, nothing for a missing value, any other as it reads."
     if value is None or value != value: return ""
     return format(value, ".6g") if isinstance(value, float) else str(value)
 
-
+# %% ../../nbs/studio/02_claims.ipynb #cell-010
 def _claims_file(id, out) -> Path:
     "`<out>/claims/<figure>.csv`; the figure is what stands before the first dot of `id`, else the running notebook."
     figure = id.split(".")[0] if "." in id else Path(os.environ.get("MTROUTER_NOTEBOOK", "claims")).stem
     return project_root() / out / "claims" / f"{figure}.csv"
 
-# %% ../../nbs/studio/02_claims.ipynb #cell-007
+# %% ../../nbs/studio/02_claims.ipynb #cell-013
 def _write(path, rows) -> None:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([_COLUMNS, *rows.values()])
     write_atomic(path, text.getvalue())
 
-
-def claim(id: str, published, ours, low=None, high=None, verdict: str = "unclear", *, evidence: str = "logged",
-          note: str = "", out="figures"):
+# %% ../../nbs/studio/02_claims.ipynb #cell-015
+def claim(id: str, published: float | str | None, ours: float | str | None, low: float | None = None,
+          high: float | None = None, verdict: str = "unclear", *, evidence: str = "logged", note: str = "",
+          out: str | Path = "figures") -> None:
     """Record and print one line: a published value, ours with its interval, and whether the claim holds.
 
     id: "<figure id>.<name>"; the same id again replaces its line. published, ours: number or short text. low, high:

@@ -10,6 +10,7 @@ __all__ = ['ReproduceError', 'paper_notebooks', 'notebook_parameters', 'checked_
 import ast
 import hashlib
 import json
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -22,8 +23,8 @@ from .provenance import check_evidence
 class ReproduceError(ValueError):
     "Something about a notebook or an option that has to be mended first; one clear sentence."
 
-
-def paper_notebooks(only=()) -> list[Path]:
+# %% ../../nbs/studio/03_notebooks.ipynb #cell-010
+def paper_notebooks(only: Collection[str] = ()) -> list[Path]:
     "Every notebook under `nbs/paper`, by name; `only` these names. Raises `ReproduceError` where there is none."
     folder = project_root() / "nbs" / "paper"
     found = {p.stem: p for p in sorted(folder.rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts}
@@ -34,7 +35,7 @@ def paper_notebooks(only=()) -> list[Path]:
         raise ReproduceError(f"No paper notebook is called {unknown[0]}; there are: {', '.join(found)}.")
     return [path for name, path in found.items() if not only or name in only]
 
-# %% ../../nbs/studio/03_notebooks.ipynb #cell-010
+# %% ../../nbs/studio/03_notebooks.ipynb #cell-013
 def _code_cells(path) -> list[dict]:
     "Source and tags of each code cell. Raises `ReproduceError` for a file that is no notebook."
     try:
@@ -45,8 +46,8 @@ def _code_cells(path) -> list[dict]:
         raise ReproduceError(f"{Path(path).name} cannot be read as a notebook ({in_short(error)}); restore it."
                              ) from error
 
-
-def notebook_parameters(path) -> dict:
+# %% ../../nbs/studio/03_notebooks.ipynb #cell-015
+def notebook_parameters(path: str | Path) -> dict:
     "Names and literal values of the cell tagged `parameters`. Raises `ReproduceError` where there is not exactly one."
     tagged = [c["source"] for c in _code_cells(path) if "parameters" in c["tags"]]
     if len(tagged) != 1:
@@ -61,8 +62,8 @@ def notebook_parameters(path) -> dict:
         if not isinstance(known.get(name, ""), str): raise ReproduceError(f"{Path(path).name}: {name} must be text.")
     return known
 
-# %% ../../nbs/studio/03_notebooks.ipynb #cell-013
-def checked_parameters(path, given: dict) -> dict:
+# %% ../../nbs/studio/03_notebooks.ipynb #cell-018
+def checked_parameters(path: str | Path, given: dict) -> dict:
     "`given`, if the notebook has every one of these parameters and an EVIDENCE; else a `ReproduceError`."
     known = notebook_parameters(path)
     if unknown := sorted(set(given) - set(known)):
@@ -72,16 +73,16 @@ def checked_parameters(path, given: dict) -> dict:
     except ValueError as error: raise ReproduceError(f"{Path(path).name}: {error}") from error
     return given
 
-# %% ../../nbs/studio/03_notebooks.ipynb #cell-017
+# %% ../../nbs/studio/03_notebooks.ipynb #cell-022
 _SHORTEST = 6  # characters of an ending that tells files apart: not ".csv"
 
-
+# %% ../../nbs/studio/03_notebooks.ipynb #cell-024
 def _texts(reached: Reached) -> set:
     "Every text that stands in reached code, docstrings left out."
     return {n.value for p in reached.pieces for n in p.nodes
             if isinstance(n, ast.Constant) and isinstance(n.value, str) and len(n.value) < 200}
 
-
+# %% ../../nbs/studio/03_notebooks.ipynb #cell-026
 def _is_named(name: str, texts: set) -> bool:
     "Whether the file `name`, relative to `data/`, is named by one of `texts`."
     *folders, last = name.split("/")
@@ -90,7 +91,7 @@ def _is_named(name: str, texts: set) -> bool:
     return (bool(texts & {*folders, Path(last).stem}) or any(fnmatch(last, pattern) for pattern in patterns)
             or any(last.endswith(text) or text.endswith(last) for text in long))
 
-# %% ../../nbs/studio/03_notebooks.ipynb #cell-019
+# %% ../../nbs/studio/03_notebooks.ipynb #cell-029
 @dataclass(frozen=True)
 class Sources:
     """What the figures of a notebook come from. `code`: a line per piece of code with its digest; `data`: file of
@@ -104,12 +105,12 @@ class Sources:
         "32 hex digits of code and data, the same on every machine."
         return hashlib.sha256(json.dumps([self.code, self.data]).encode()).hexdigest()[:32]
 
-
+# %% ../../nbs/studio/03_notebooks.ipynb #cell-032
 def _cells_module(path) -> Module:
     "The code cells of a notebook, as one module; lines for the shell and for IPython are blank."
     return Module("__main__", "\n".join(without_magics(c["source"]) for c in _code_cells(path)))
 
-
+# %% ../../nbs/studio/03_notebooks.ipynb #cell-034
 def _beside(path, name: str) -> list[Module]:
     "The code that lies beside a notebook under the name of a module or a package."
     folder, parts = Path(path).parent, []
@@ -120,7 +121,7 @@ def _beside(path, name: str) -> list[Module]:
         parts.append(Module(".".join(inner[:-1] if package else inner), file.read_text(encoding="utf-8"), package))
     return parts
 
-
+# %% ../../nbs/studio/03_notebooks.ipynb #cell-036
 def _reached_from(path, package: Package) -> Reached:
     "All that a notebook reaches in the package and in the code that lies beside it."
     reached, seen = package.reach(code=_cells_module(path)), set()
@@ -133,19 +134,20 @@ def _reached_from(path, package: Package) -> Reached:
             reached.externals |= more.externals | imported - {package.name}
     return reached
 
-
-def sources_of(path, package: Package, data: dict) -> Sources:
+# %% ../../nbs/studio/03_notebooks.ipynb #cell-038
+def sources_of(path: str | Path, package: Package, data: dict) -> Sources:
     "What the notebook at `path` reads of `package`, and of `data` (file -> digest)."
     reached = _reached_from(path, package)
     texts = _texts(reached)
     return Sources(reached.digests(), {name: digest for name, digest in data.items() if _is_named(name, texts)},
                    sorted(reached.externals))
 
-# %% ../../nbs/studio/03_notebooks.ipynb #cell-023
+# %% ../../nbs/studio/03_notebooks.ipynb #cell-047
 def _sum(sources) -> str: return hashlib.sha256(json.dumps(sources).encode()).hexdigest()
 
-
-def all_sources(notebooks, digests: Digests, memory=None) -> dict:
+# %% ../../nbs/studio/03_notebooks.ipynb #cell-049
+def all_sources(notebooks: Iterable[Path], digests: Digests,
+                memory: str | Path | None = None) -> dict[Path, Sources]:
     "Notebook -> `Sources` now; `memory`: a JSON file that remembers them (nothing is remembered without)."
     root = project_root()
     package, data = digests.under(root / "mtrouter_nb", "*.py"), digests.under(root / "data")

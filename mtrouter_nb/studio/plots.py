@@ -10,12 +10,16 @@ import hashlib
 import json
 import re
 import textwrap
+from collections.abc import Collection, Iterable
 from io import BytesIO
+from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 
 from ..core.files import project_root, write_atomic
 from .provenance import EVIDENCE, check_evidence, portable, provenance, record_run
@@ -33,13 +37,13 @@ _STYLE = {
     "svg.hashsalt": "mtrouter_nb", "svg.fonttype": "path", "pdf.fonttype": 42, "ps.fonttype": 42,
 }
 
-
-def use_style():
+# %% ../../nbs/studio/00_plots.ipynb #cell-007
+def use_style() -> None:
     "Set matplotlib's parameters to the style of every figure of this project."
     mpl.rcdefaults()
     mpl.rcParams.update(_STYLE)
 
-# %% ../../nbs/studio/00_plots.ipynb #cell-008
+# %% ../../nbs/studio/00_plots.ipynb #cell-010
 _LOOKS = {
     # models: MINT's pool, then the paper's; the two pools never share a figure
     "gpt-4-0613": ("#0072B2", "o"), "Meta-Llama-3-70B-Instruct": ("#E69F00", "s"),
@@ -61,16 +65,18 @@ _LOOKS = {
     # these three need live endpoints: their colours are shared with routers that stand in no figure with them
     "LLM Router": ("#882255", "<"), "Router-R1": ("#332288", ">"), "OpenRouter": ("#661100", "X"),
 }
+
+# %% ../../nbs/studio/00_plots.ipynb #cell-012
 _SPARE_COLORS = ["#332288", "#117733", "#882255", "#44AA99", "#AA4499", "#661100", "#6699CC", "#DDAA33"]
 _SPARE_MARKERS = ["o", "s", "^", "D", "v", "p", "<", ">", "d", "8", "H", "P"]
 
-
+# %% ../../nbs/studio/00_plots.ipynb #cell-014
 def _key(name): return re.sub(r"[^a-z0-9]", "", str(name).lower())
 
 
 _BY_KEY = {_key(name): look for name, look in _LOOKS.items()}
 
-# %% ../../nbs/studio/00_plots.ipynb #cell-010
+# %% ../../nbs/studio/00_plots.ipynb #cell-016
 def _look(name):
     key = _key(name)
     family = max((k for k in _BY_KEY if key.startswith(k)), key=len, default=None)
@@ -78,17 +84,17 @@ def _look(name):
     n = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big")
     return _SPARE_COLORS[n % len(_SPARE_COLORS)], _SPARE_MARKERS[n // 64 % len(_SPARE_MARKERS)]
 
-
-def color_of(name) -> str:
+# %% ../../nbs/studio/00_plots.ipynb #cell-018
+def color_of(name: str) -> str:
     "Hex colour of a model or router: fixed for known names, stable for every other."
     return _look(name)[0]
 
-
-def marker_of(name) -> str:
+# %% ../../nbs/studio/00_plots.ipynb #cell-021
+def marker_of(name: str) -> str:
     "Matplotlib marker of a model or router: fixed for known names, stable for every other."
     return _look(name)[1]
 
-# %% ../../nbs/studio/00_plots.ipynb #cell-013
+# %% ../../nbs/studio/00_plots.ipynb #cell-024
 _PLACES = [(1, 0), (-1, 0), (0, 1), (0, -1), (.8, .8), (.8, -.8), (-.8, .8), (-.8, -.8)]
 
 
@@ -98,13 +104,13 @@ def _spots(size):
         for dx, dy in _PLACES:
             yield (dx * far, dy * far), {1: "left", 0: "center", -1: "right"}[int(np.sign(dx))]
 
-
+# %% ../../nbs/studio/00_plots.ipynb #cell-026
 def _shared(box, others) -> float:
     "Area of `box` that lies in the rectangles `others` (rows x0, y0, x1, y1), all in pixels."
     low, high = np.maximum(others[:, :2], box[:2]), np.minimum(others[:, 2:], box[2:])
     return float(np.clip(high - low, 0, None).prod(axis=1).sum())
 
-
+# %% ../../nbs/studio/00_plots.ipynb #cell-029
 def _badness(note, spot, taken) -> float:
     "Put `note` at `spot`; the area there that is taken, and three times what lies outside the axes."
     note.set(position=spot[0], ha=spot[1])
@@ -112,7 +118,7 @@ def _badness(note, spot, taken) -> float:
     outside = np.prod(box[2:] - box[:2]) - _shared(box, note.axes.get_window_extent().extents[None])
     return _shared(box, taken) + 3 * outside
 
-
+# %% ../../nbs/studio/00_plots.ipynb #cell-031
 def _settle(note, size, taken) -> tuple:
     "Put `note` where it is least in the way, the nearest such place; returns its offset in points."
     spots = [*_spots(size)]
@@ -121,8 +127,10 @@ def _settle(note, size, taken) -> tuple:
     note.set(position=best[0], ha=best[1])
     return best[0]
 
-# %% ../../nbs/studio/00_plots.ipynb #cell-015
-def direct_label(ax, x, y, texts, colors=None, size=7.5, avoid=()):
+# %% ../../nbs/studio/00_plots.ipynb #cell-033
+def direct_label(ax: Axes, x: Collection[float], y: Collection[float], texts: Collection[str],
+                 colors: Iterable[str] | None = None, size: float = 7.5,
+                 avoid: Iterable[tuple[float, float]] = ()) -> list[Annotation]:
     """Write `texts` beside the points (`x`, `y`) of `ax`, each where it overlaps nothing, or least.
 
     x, y, texts (and colors, default by `color_of`): sequences of one length, data coordinates. avoid: further (x, y)
@@ -142,7 +150,7 @@ def direct_label(ax, x, y, texts, colors=None, size=7.5, avoid=()):
         notes.append(note)
     return notes
 
-# %% ../../nbs/studio/00_plots.ipynb #cell-018
+# %% ../../nbs/studio/00_plots.ipynb #cell-036
 def _draw_caption(fig, text):
     "Put `text` under the axes, wrapped to the figure's width, in place of an earlier caption."
     for old in [t for t in fig.texts if t.get_gid() == "caption"]: old.remove()
@@ -151,7 +159,7 @@ def _draw_caption(fig, text):
     fig.text(.01, -.02, textwrap.fill(text, width), va="top", fontsize=size, color=".25", gid="caption",
              linespacing=1.35, parse_math=False)
 
-
+# %% ../../nbs/studio/00_plots.ipynb #cell-038
 def _rendered(fig, kind):
     "The bytes of `fig` as png or svg, without dates and versions."
     buffer = BytesIO()
@@ -161,9 +169,9 @@ def _rendered(fig, kind):
                     metadata=silent)
     return buffer.getvalue()
 
-# %% ../../nbs/studio/00_plots.ipynb #cell-019
-def save_figure(fig: Figure, figure_id: str, data: pd.DataFrame, out, *, evidence, caption, params=None, inputs=None,
-                seconds=None) -> list[str]:
+# %% ../../nbs/studio/00_plots.ipynb #cell-040
+def save_figure(fig: Figure, figure_id: str, data: pd.DataFrame, out: str | Path, *, evidence: str, caption: str,
+                params: dict | None = None, inputs: dict | None = None, seconds: float | None = None) -> list[str]:
     """Write `figure_id`.png, .svg, .csv and .json into `out` (relative to the checkout); returns the four names.
 
     data: every number drawn, tidy, with an `evidence` column of known labels. evidence: the figure's own label, one of

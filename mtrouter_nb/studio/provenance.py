@@ -23,37 +23,38 @@ EVIDENCE = {
     "live": "real calls to model endpoints",
 }
 
-
+# %% ../../nbs/studio/01_provenance.ipynb #cell-007
 def check_evidence(label: str) -> str:
     "`label`, if it is one of the four; else a ValueError that names them."
     if label not in EVIDENCE:
         raise ValueError(f"evidence {label!r} is none of {', '.join(EVIDENCE)}.")
     return label
 
-# %% ../../nbs/studio/01_provenance.ipynb #cell-009
+# %% ../../nbs/studio/01_provenance.ipynb #cell-011
 _PACKAGES = ("numpy", "pandas", "scipy", "scikit-learn", "torch", "sentence-transformers", "matplotlib", "moocore")
 
-
-def portable(path) -> str:
+# %% ../../nbs/studio/01_provenance.ipynb #cell-013
+def portable(path: str | Path) -> str:
     "`path` relative to the checkout, or only its name where it lies outside."
     path = Path(path).resolve()
     inside = path.is_relative_to(project_root())
     return path.relative_to(project_root()).as_posix() if inside else path.name
 
-
+# %% ../../nbs/studio/01_provenance.ipynb #cell-016
 def _notebook_of(figure_id):
     "The notebook that draws `figure_id`: named by the runner, else the one of that name, else missing."
     found = sorted((project_root() / "nbs").rglob(f"{figure_id}.ipynb"))
     return os.environ.get("MTROUTER_NOTEBOOK") or (portable(found[0]) if found else None)
 
-
+# %% ../../nbs/studio/01_provenance.ipynb #cell-018
 def _input_hash(value):
     "sha256 of a file; anything else is taken to be a fingerprint already."
     path = Path(str(value))
     return file_digest(path) if path.is_file() else str(value)
 
-
-def provenance(figure_id, *, evidence, caption, params=None, inputs=None) -> dict:
+# %% ../../nbs/studio/01_provenance.ipynb #cell-020
+def provenance(figure_id: str, *, evidence: str, caption: str, params: dict | None = None,
+               inputs: dict | None = None) -> dict:
     "What a reader needs to trace a figure. inputs: name -> file or fingerprint; a file is hashed."
     notebook = _notebook_of(figure_id)
     return dict(figure=figure_id, notebook=notebook, command=notebook and f"make reproduce ONLY={Path(notebook).stem}",
@@ -61,7 +62,7 @@ def provenance(figure_id, *, evidence, caption, params=None, inputs=None) -> dic
                 inputs={k: _input_hash(v) for k, v in (inputs or {}).items()},
                 packages={p: installed(p) for p in _PACKAGES})
 
-# %% ../../nbs/studio/01_provenance.ipynb #cell-012
+# %% ../../nbs/studio/01_provenance.ipynb #cell-023
 def _git(*args):
     "What git says of this checkout; None outside of one (a folder above may be another's), and where there is no git."
     if not (project_root() / ".git").exists(): return None
@@ -69,8 +70,8 @@ def _git(*args):
     except OSError: return None
     return None if done.returncode else done.stdout.strip()
 
-
-def record_run(figure_id, out, seconds=None) -> Path:
+# %% ../../nbs/studio/01_provenance.ipynb #cell-025
+def record_run(figure_id: str, out: str | Path, seconds: float | None = None) -> Path:
     "Write the commit, whether sources differ from it, and the seconds of the run that made a figure."
     changed = _git("status", "--porcelain", "--", "nbs", "mtrouter_nb", "data")
     about = dict(commit=_git("rev-parse", "HEAD"), modified=None if changed is None else bool(changed),
@@ -78,11 +79,11 @@ def record_run(figure_id, out, seconds=None) -> Path:
     folder = project_root() / "build" / "runs" / portable(project_root() / out)
     return write_atomic(folder / f"{figure_id}.json", json.dumps(about) + "\n")
 
-# %% ../../nbs/studio/01_provenance.ipynb #cell-016
+# %% ../../nbs/studio/01_provenance.ipynb #cell-029
 KINDS = ("png", "svg", "csv", "json")
 
 
-def made_by(notebook: str, out) -> list[str]:
+def made_by(notebook: str, out: str | Path) -> list[str]:
     "Ids of the figures in folder `out` whose sidecar names the notebook `notebook`."
     return [p.stem for p in sorted((project_root() / out).glob("*.json"))
             if p.name != "MANIFEST.json" and _named_in(p) == notebook]
@@ -92,33 +93,33 @@ def _named_in(sidecar):
     held = load_json(sidecar)
     return held.get("notebook") if isinstance(held, dict) else None
 
-
+# %% ../../nbs/studio/01_provenance.ipynb #cell-032
 def _digest(path) -> str | None: return file_digest(path) if path.is_file() else None
 
 
-def manifest_entry(figure_id: str, notebook: str, source: str, out="figures") -> dict:
+def manifest_entry(figure_id: str, notebook: str, source: str, out: str | Path = "figures") -> dict:
     "The manifest's entry of a figure as its files lie there now."
     folder = project_root() / out
     claims = folder / "claims" / f"{Path(notebook).stem}.csv"
     return dict(notebook=notebook, source=source, claims=_digest(claims),
                 files={kind: _digest(folder / f"{figure_id}.{kind}") for kind in KINDS})
 
-
+# %% ../../nbs/studio/01_provenance.ipynb #cell-035
 def _entries(path) -> dict:
     "The whole entries of the manifest `path`."
     kinds = dict(notebook=str, source=str, files=dict)
     return {figure: entry for figure, entry in load_table(path).items()
             if all(isinstance(entry.get(k), kind) for k, kind in kinds.items()) and "claims" in entry}
 
-
-def write_manifest(entries: dict, out="figures") -> None:
+# %% ../../nbs/studio/01_provenance.ipynb #cell-037
+def write_manifest(entries: dict, out: str | Path = "figures") -> None:
     "Put `entries` (figure -> entry) in place of those of the same notebooks; other entries stay."
     path = project_root() / out / "MANIFEST.json"
     notebooks = {entry["notebook"] for entry in entries.values()}
     held = {k: v for k, v in _entries(path).items() if v["notebook"] not in notebooks}
     write_atomic(path, json.dumps(dict(sorted({**held, **entries}.items())), indent=1) + "\n")
 
-# %% ../../nbs/studio/01_provenance.ipynb #cell-017
+# %% ../../nbs/studio/01_provenance.ipynb #cell-040
 def _faults(figure_id: str, held: dict, sources: dict, out) -> list[str]:
     "What is wrong with one figure of the manifest."
     if held["notebook"] not in sources: return [f"{figure_id}: its notebook {held['notebook']} is gone"]
@@ -130,8 +131,8 @@ def _faults(figure_id: str, held: dict, sources: dict, out) -> list[str]:
     stale = held["source"] != now["source"]
     return faults + [f"{figure_id}: {held['notebook']}, or code or data that it reads, has changed since"] * stale
 
-
-def manifest_faults(sources: dict, out="figures") -> list[str]:
+# %% ../../nbs/studio/01_provenance.ipynb #cell-042
+def manifest_faults(sources: dict, out: str | Path = "figures") -> list[str]:
     "What is wrong with the committed figures, a sentence each. sources: notebook -> key of its sources now."
     folder = project_root() / out
     held = _entries(folder / "MANIFEST.json")
