@@ -83,7 +83,7 @@ def test_no_history_sees_the_last_feedback_and_the_rights_alone(fold):
 
 def test_no_history_refuses_states_without_that_block(fold):
     narrow = replace(fold, data=replace(fold.data, x=fold.data.x[:, :-1]))
-    with pytest.raises(ValueError, match="last feedback"):
+    with pytest.raises(ValueError, match="not 3 parts of one size: task, last, mean"):
         VARIANTS["no history (current turn only)"](narrow, 0)
 
 

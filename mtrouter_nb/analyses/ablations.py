@@ -8,6 +8,7 @@ __all__ = ['VARIANTS', 'FITS', 'Fold', 'no_error_penalty', 'ridge_head', 'no_ran
            'ablation_differences', 'ablation_auc']
 
 # %% ../../nbs/analyses/01_ablations.ipynb #cell-001
+from collections.abc import Callable
 from functools import lru_cache
 from dataclasses import dataclass, replace
 
@@ -18,7 +19,7 @@ from torch import nn
 
 from ..core.store import Content, stored_all
 from ..learners.outcome_network import EstimatorConfig
-from ..multi_turn.estimator import RIGHTS_DIM, OutcomeEstimator, PerModelRidge, TrainingSet
+from ..multi_turn.estimator import OutcomeEstimator, PerModelRidge, TrainingSet, state_blocks
 from ..multi_turn.evaluation import RIGHTS, Experiment, Settings, Split, fold_data, predictions_of, splits
 from ..multi_turn.metrics import paired_auc, paired_difference
 from ..multi_turn.replay import ReplayWorld
@@ -41,27 +42,28 @@ class Fold:
         logged = len(world.log.select(task_ids=split.train).turns)
         return cls(world, split, settings, fold_data(world, split.train, settings), logged)
 
-    def fit(self, seed: int, data: TrainingSet = None, kind=OutcomeEstimator):
+    def fit(self, seed: int, data: TrainingSet = None,
+            kind: Callable = OutcomeEstimator) -> "OutcomeEstimator | PartialView":
         "The paper's estimator, or another of its `kind`, fitted on `data` (default: all rows)."
         config = EstimatorConfig(epochs=self.settings.epochs, seed=seed)
         return kind(self.world.pool, config).fit(self.data if data is None else data)
 
 # %% ../../nbs/analyses/01_ablations.ipynb #cell-007
-def no_error_penalty(fold: Fold, seed: int):
+def no_error_penalty(fold: Fold, seed: int) -> OutcomeEstimator:
     "The target is the final score."
     return fold.fit(seed, replace(fold.data, target=fold.data.score))
 
-
-def ridge_head(fold: Fold, seed: int):
+# %% ../../nbs/analyses/01_ablations.ipynb #cell-010
+def ridge_head(fold: Fold, seed: int) -> PerModelRidge:
     "One ridge per model on the same target. It has no seed."
     return PerModelRidge(fold.world.pool).fit(replace(fold.data, score=fold.data.target))
 
-
-def no_random_data(fold: Fold, seed: int):
+# %% ../../nbs/analyses/01_ablations.ipynb #cell-013
+def no_random_data(fold: Fold, seed: int) -> OutcomeEstimator:
     "The single-model runs alone."
     return fold.fit(seed, fold.data.take(np.arange(fold.logged)))
 
-# %% ../../nbs/analyses/01_ablations.ipynb #cell-011
+# %% ../../nbs/analyses/01_ablations.ipynb #cell-016
 @dataclass
 class PartialView:
     "An estimator that reads only `columns` of the state."
@@ -73,21 +75,17 @@ class PartialView:
         self.estimator.fit(replace(data, x=data.x[:, self.columns]))
         return self
 
-    def predict(self, x):
+    def predict(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         "Score and dollars, each (n, n_models), of the states `x` (n, x_dim)."
         return self.estimator.predict(x[:, self.columns])
 
-
-def no_history(fold: Fold, seed: int):
-    "The last feedback and the rights alone. Raises ValueError for states that are not task, last, mean and rights."
-    d = fold.world.encoder.messages(fold.world.tasks["prompt"][:1]).shape[1]
-    if fold.data.x.shape[1] != 3 * d + RIGHTS_DIM:
-        raise ValueError(f"states of {fold.data.x.shape[1]} numbers have no block of the last feedback; use a "
-                         "HistoryEncoder.")
-    columns = np.r_[d:2 * d, -RIGHTS_DIM:0]
+# %% ../../nbs/analyses/01_ablations.ipynb #cell-019
+def no_history(fold: Fold, seed: int) -> PartialView:
+    "The last feedback and the rights alone. Raises ValueError for states without a part of the last feedback."
+    columns = state_blocks(fold.world.encoder, fold.data.x.shape[1]).columns("last", "rights")
     return fold.fit(seed, kind=lambda pool, config: PartialView(OutcomeEstimator(pool, config), columns))
 
-# %% ../../nbs/analyses/01_ablations.ipynb #cell-014
+# %% ../../nbs/analyses/01_ablations.ipynb #cell-023
 class FixedModels(nn.Module):
     "A constant vector per model -> (n_models, model_dim), with the interface of `ModelEncoder`."
 
@@ -96,10 +94,10 @@ class FixedModels(nn.Module):
         self.residual = nn.Embedding.from_pretrained(torch.eye(n_models, config.model_dim))  # frozen
         self.norm = nn.LayerNorm(config.model_dim, elementwise_affine=False)
 
-    def forward(self):
+    def forward(self) -> torch.Tensor:
         return self.norm(self.residual.weight)
 
-
+# %% ../../nbs/analyses/01_ablations.ipynb #cell-026
 class FixedModelsEstimator(OutcomeEstimator):
     "The paper's estimator with `FixedModels` as its model encoder."
 
@@ -107,12 +105,12 @@ class FixedModelsEstimator(OutcomeEstimator):
         super()._build(x_dim)
         self.network.models = FixedModels(len(self.pool), self.config)
 
-
-def hard_coded_models(fold: Fold, seed: int):
+# %% ../../nbs/analyses/01_ablations.ipynb #cell-028
+def hard_coded_models(fold: Fold, seed: int) -> FixedModelsEstimator:
     "Fixed one-hot vectors in place of attributes and residual."
     return fold.fit(seed, kind=FixedModelsEstimator)
 
-# %% ../../nbs/analyses/01_ablations.ipynb #cell-017
+# %% ../../nbs/analyses/01_ablations.ipynb #cell-031
 VARIANTS = {
     "ridge head instead of MLP": ridge_head,
     "no random-router data": no_random_data,
@@ -120,6 +118,8 @@ VARIANTS = {
     "no history (current turn only)": no_history,
     "hard-coded model encoder": hard_coded_models,
 }
+
+# %% ../../nbs/analyses/01_ablations.ipynb #cell-033
 FITS = 2  # by seed, for each variant and fold, where the settings ask for as many
 
 
@@ -127,7 +127,7 @@ def _seeds(settings: Settings) -> list:
     "The seeds of a variant's fits; the protocol's MTRouter has them too."
     return [settings.seed + i for i in range(min(FITS, settings.fits))]
 
-
+# %% ../../nbs/analyses/01_ablations.ipynb #cell-036
 def _score(fold: Fold, name: str, function, seed: int) -> dict:
     "One fit of a variant on the fold's test tasks: per-task `rows` under each rights, and `predictions` turn by turn."
     estimator = function(fold, seed)
@@ -139,7 +139,7 @@ def _score(fold: Fold, name: str, function, seed: int) -> dict:
     predictions = predictions_of(fold.world, fold.split, [(name, estimator)]).assign(seed=float(seed))
     return dict(rows=pd.concat(rows, ignore_index=True).assign(**about)[columns], predictions=predictions)
 
-# %% ../../nbs/analyses/01_ablations.ipynb #cell-020
+# %% ../../nbs/analyses/01_ablations.ipynb #cell-040
 @lru_cache(maxsize=1)
 def _last_fold() -> dict:
     "The fold that this process fitted last, by what it comes from: variants share its training rows."
@@ -153,12 +153,12 @@ def _fold(world, split, settings) -> Fold:
         held[key] = Fold.of(world, split, settings)
     return held[key]
 
-
+# %% ../../nbs/analyses/01_ablations.ipynb #cell-042
 def _fitted(world, split, settings, seed, name, function) -> dict:
     "`rows` and `predictions` of one variant fitted on one split with one seed."
     return _score(_fold(world, split, settings), name, function, seed)
 
-
+# %% ../../nbs/analyses/01_ablations.ipynb #cell-044
 def _tables(run: Experiment, variants: dict, workers: int, progress: bool) -> dict:
     "`rows` and `predictions` of every variant on the test folds, from the cache or computed now."
     world, settings = run.world, run.settings
@@ -169,7 +169,7 @@ def _tables(run: Experiment, variants: dict, workers: int, progress: bool) -> di
     in_order = [part for wanted in variants for (_, _, name), part in zip(each, parts) if name == wanted]
     return {table: pd.concat([p[table] for p in in_order], ignore_index=True) for table in ("rows", "predictions")}
 
-# %% ../../nbs/analyses/01_ablations.ipynb #cell-021
+# %% ../../nbs/analyses/01_ablations.ipynb #cell-046
 def ablation_study(run: Experiment, variants: dict = VARIANTS, workers: int = 2, progress: bool = True) -> pd.DataFrame:
     """Every variant and the full MTRouter on the test folds: one row per (variant, rights, fold, seed, task).
 
@@ -182,7 +182,7 @@ def ablation_study(run: Experiment, variants: dict = VARIANTS, workers: int = 2,
                     & rollouts["rights"].isin([r.name for r in RIGHTS])]
     return pd.concat([full.assign(variant="full", seed=np.nan)[rows.columns], rows], ignore_index=True)
 
-
+# %% ../../nbs/analyses/01_ablations.ipynb #cell-052
 def ablation_predictions(run: Experiment, variants: dict = VARIANTS, workers: int = 2,
                          progress: bool = True) -> pd.DataFrame:
     "What the first fit of each variant, and of the full MTRouter, says of the test tasks' own runs, turn by turn."
@@ -191,7 +191,7 @@ def ablation_predictions(run: Experiment, variants: dict = VARIANTS, workers: in
     full = known[(known["estimator"] == "MTRouter") & (known["split"] == "test")].assign(estimator="full")
     return pd.concat([full, ours[ours["seed"] == run.settings.seed].drop(columns="seed")], ignore_index=True)
 
-# %% ../../nbs/analyses/01_ablations.ipynb #cell-027
+# %% ../../nbs/analyses/01_ablations.ipynb #cell-055
 def ablation_differences(rows: pd.DataFrame) -> pd.DataFrame:
     """Each variant less the full MTRouter, by rights: score and cost_usd, each with its 95 % interval over tasks.
 
@@ -213,7 +213,7 @@ def ablation_differences(rows: pd.DataFrame) -> pd.DataFrame:
                                   high=d["high"], n=d["n"], fits=fits.tolist()))
     return pd.DataFrame(table)
 
-
+# %% ../../nbs/analyses/01_ablations.ipynb #cell-058
 def ablation_auc(predictions: pd.DataFrame) -> pd.DataFrame:
     "AUC of each variant's first fit less the full MTRouter's, with its 95 % interval over tasks."
     names = [n for n in dict.fromkeys(predictions["estimator"]) if n != "full"]

@@ -7,11 +7,13 @@ __all__ = ['KINDS', 'EPISODE', 'KEYS', 'SMALL', 'REFERENCES', 'VALUES', 'action_
            'keeping', 'recovery', 'shares', 'share_difference', 'lift', 'association']
 
 # %% ../../nbs/analyses/06_behaviour.ipynb #cell-001
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 from scipy.special import rel_entr
 
-from ..core.stats import ratio_difference, ratio_intervals
+from ..core.stats import percentile_ends, ratio_difference, ratio_intervals, sample_and_resamples
 from ..data.turns import END_ERROR, END_STEPS, proposes
 from ..multi_turn.replay import ReplayWorld
 
@@ -19,7 +21,7 @@ from ..multi_turn.replay import ReplayWorld
 KINDS = ("compute", "search", "act", "propose", "no tag")
 _HOUSEHOLD = r"\b(?:goto|take_from|put|open_receptacle|close_receptacle|clean|heat|cool|use)\("
 
-
+# %% ../../nbs/analyses/06_behaviour.ipynb #cell-006
 def action_kind(actions: pd.Series) -> pd.Series:
     """What each action (n,) does, one of `KINDS`.
 
@@ -30,10 +32,10 @@ def action_kind(actions: pd.Series) -> pd.Series:
     rules = [proposes(actions), ~code, actions.str.contains("_search(", regex=False), actions.str.contains(_HOUSEHOLD)]
     return pd.Series(np.select(rules, ["propose", "no tag", "search", "act"], "compute"), actions.index, name="kind")
 
-# %% ../../nbs/analyses/06_behaviour.ipynb #cell-007
+# %% ../../nbs/analyses/06_behaviour.ipynb #cell-010
 EPISODE = ["rights", "fold", "method", "parameter", "fit", "task_id"]
 
-
+# %% ../../nbs/analyses/06_behaviour.ipynb #cell-012
 def _of_log(world: ReplayWorld, task, model, k) -> dict:
     "What the log says of turn `k` of `model`'s run on `task` (arrays of n)."
     turns = world.log.turns.iloc[world.base_row[task, model, k]]
@@ -46,7 +48,7 @@ def _of_log(world: ReplayWorld, task, model, k) -> dict:
                 proposed=world.proposed[task, model, k], could_stay=~last, won=last & world.success[task, model],
                 attempt_phase=np.select([k == 0, last], ["first", "last"], "middle"))
 
-
+# %% ../../nbs/analyses/06_behaviour.ipynb #cell-016
 def _of_episode(moves: pd.DataFrame) -> pd.DataFrame:
     "What the neighbouring turns of the same episode (column `episode`, turns in order) say."
     episode = moves.groupby("episode", sort=False)
@@ -58,7 +60,7 @@ def _of_episode(moves: pd.DataFrame) -> pd.DataFrame:
         success=episode["won"].transform("any"),
         episode_phase=third.map({0: "early", 1: "middle", 2: "late"}).where(length > 1))
 
-# %% ../../nbs/analyses/06_behaviour.ipynb #cell-010
+# %% ../../nbs/analyses/06_behaviour.ipynb #cell-019
 def describe_moves(moves: pd.DataFrame, world: ReplayWorld) -> pd.DataFrame:
     """Moves with what the log says of them, in order of episode and turn.
 
@@ -86,7 +88,7 @@ def describe_moves(moves: pd.DataFrame, world: ReplayWorld) -> pd.DataFrame:
                          f"{row['model']}; describe moves with the world they were played in.")
     return _of_episode(moves.assign(**_of_log(world, task.astype(int), model, k)))
 
-# %% ../../nbs/analyses/06_behaviour.ipynb #cell-014
+# %% ../../nbs/analyses/06_behaviour.ipynb #cell-024
 def own_moves(world: ReplayWorld) -> pd.DataFrame:
     "Every logged turn as a move of its own model's run: method `each model alone`, rights `own run`."
     task, model, k = np.nonzero(world.base_row >= 0)
@@ -94,7 +96,7 @@ def own_moves(world: ReplayWorld) -> pd.DataFrame:
                              method="each model alone", fit=0, task_id=world.tasks["task_id"].to_numpy()[task],
                              turn=k, model=model, k=k))
 
-# %% ../../nbs/analyses/06_behaviour.ipynb #cell-017
+# %% ../../nbs/analyses/06_behaviour.ipynb #cell-027
 def switching(table: pd.DataFrame) -> dict:
     """Ratios on who acts next, name -> (numerator, denominator), Series (n_moves,) of the described `table`.
 
@@ -106,7 +108,7 @@ def switching(table: pd.DataFrame) -> dict:
             "switches per episode": (table["switch"], start), "turns per successful episode": (won, start & won),
             "switched": (table["switch"], ~start), "switched by choice": (free & ~table["same_next"], free)}
 
-
+# %% ../../nbs/analyses/06_behaviour.ipynb #cell-030
 def keeping(table: pd.DataFrame) -> dict:
     "Ratios (as `switching`): turns whose model acts next too, after an error (where it could; raw) and after none."
     error, free = table["error"] == 1, table["goes_on"] & table["could_stay"]
@@ -114,7 +116,7 @@ def keeping(table: pd.DataFrame) -> dict:
              "kept after no error": (table["error"] == 0) & free}
     return {name: (rows & table["same_next"], rows) for name, rows in among.items()}
 
-
+# %% ../../nbs/analyses/06_behaviour.ipynb #cell-033
 def recovery(table: pd.DataFrame) -> dict:
     "Ratios (as `switching`): next turns without error, after an error in the same run; after a switch; after none."
     known, error = table["goes_on"] & table["next_error"].notna(), table["error"] == 1
@@ -123,17 +125,17 @@ def recovery(table: pd.DataFrame) -> dict:
              "no error after none": (table["error"] == 0) & known & table["same_next"]}
     return {name: (rows & (table["next_error"] == 0), rows) for name, rows in among.items()}
 
-# %% ../../nbs/analyses/06_behaviour.ipynb #cell-019
+# %% ../../nbs/analyses/06_behaviour.ipynb #cell-036
 KEYS = ["rights", "method", "parameter"]
 SMALL = 20  # of fewer turns or episodes than this (per fit) nothing is said: the value is missing
 
-
+# %% ../../nbs/analyses/06_behaviour.ipynb #cell-038
 def _by_task(table: pd.DataFrame, pairs) -> np.ndarray:
     "Sums (n_pairs, 2, n_tasks) of (numerator, denominator) pairs within the tasks of `table`, tasks in order."
     parts = pd.concat([s.reset_index(drop=True).astype(float) for pair in pairs for s in pair], axis=1)
     return parts.groupby(table["task_id"].to_numpy()).sum().to_numpy().T.reshape(len(pairs), 2, -1)
 
-
+# %% ../../nbs/analyses/06_behaviour.ipynb #cell-041
 def shares(table: pd.DataFrame, *measures, seed: int = 0) -> pd.DataFrame:
     """The ratios of `measures` (of `switching`, `keeping`, `recovery`) with 95 % intervals over tasks.
 
@@ -150,8 +152,9 @@ def shares(table: pd.DataFrame, *measures, seed: int = 0) -> pd.DataFrame:
                                         n_tasks=(below > 0).sum(1))))
     return pd.concat(frames, ignore_index=True)
 
-# %% ../../nbs/analyses/06_behaviour.ipynb #cell-023
-def share_difference(table: pd.DataFrame, measure, quantity: str, method: str, other: str, seed: int = 0) -> dict:
+# %% ../../nbs/analyses/06_behaviour.ipynb #cell-045
+def share_difference(table: pd.DataFrame, measure: Callable[[pd.DataFrame], dict], quantity: str, method: str,
+                     other: str, seed: int = 0) -> dict:
     """`quantity` of `measure` under `method` less that under `other`, with a 95 % interval from paired tasks.
 
     `table`: described moves of one rights, at one price each. Returns method, other, difference, low, high; missing
@@ -168,41 +171,42 @@ def share_difference(table: pd.DataFrame, measure, quantity: str, method: str, o
     numbers = ratio_difference(*sums, seed=seed) if enough else (np.nan,) * 3
     return dict(method=method, other=other, **dict(zip(("difference", "low", "high"), map(float, numbers))))
 
-# %% ../../nbs/analyses/06_behaviour.ipynb #cell-026
+# %% ../../nbs/analyses/06_behaviour.ipynb #cell-049
 REFERENCES = dict(kind=("everyone", "within domains", "beyond style"), domain=("everyone",),
                   attempt_phase=("everyone", "within domains", "beyond style"),
                   episode_phase=("everyone", "within domains"))
+
+# %% ../../nbs/analyses/06_behaviour.ipynb #cell-051
 VALUES = dict(kind=KINDS, attempt_phase=("first", "middle", "last"), episode_phase=("early", "middle", "late"))
 
-
+# %% ../../nbs/analyses/06_behaviour.ipynb #cell-053
 def _counts(table: pd.DataFrame, columns: dict) -> np.ndarray:
     "How many rows of `table` hold each combination of the values that `columns` lists: one axis a column."
     counts = np.zeros([len(values) for values in columns.values()])
     np.add.at(counts, tuple(pd.Index(values).get_indexer(table[c]) for c, values in columns.items()), 1)
     return counts
 
-
+# %% ../../nbs/analyses/06_behaviour.ipynb #cell-056
 def _independent(observed: np.ndarray) -> np.ndarray:
     "Turns (..., M, C) to expect if model and value had nothing to do with each other."
     total = observed.sum((-2, -1), keepdims=True)
     product = observed.sum(-1, keepdims=True) * observed.sum(-2, keepdims=True)
     return np.divide(product, total, where=total > 0, out=np.zeros_like(product))
 
-
+# %% ../../nbs/analyses/06_behaviour.ipynb #cell-059
 def _styled(observed: np.ndarray, own: np.ndarray) -> np.ndarray:
     "Turns (..., M, C) to expect if each model acted as in its own runs; both (..., M, K, C), K turns of a run."
     total = own.sum(-1, keepdims=True)
     share = np.divide(own, total, where=total > 0, out=np.zeros_like(own))
     return (observed.sum(-1, keepdims=True) * share).sum(-2)
 
-# %% ../../nbs/analyses/06_behaviour.ipynb #cell-028
+# %% ../../nbs/analyses/06_behaviour.ipynb #cell-062
 def _expectations(group, own, by, columns, domain, resamples, seed) -> tuple:
     "Observed turns and those expected by each reference, (1 + R, M, C): in the sample, then in its R resamples."
     turns = columns | {"k": range(int(own["k"].max()) + 1), by: columns[by]}
     turns = {c: turns[c] for c in ("task_id", "name", "k", by)}
     n = len(domain)
-    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
-    weights = np.vstack([np.ones(n), drawn]).astype(float)
+    weights = sample_and_resamples(n, resamples, seed)
     routed, alone = (_counts(part, turns) for part in (group, own))
     parts = [np.tensordot(weights[:, domain == d], routed[domain == d], 1) for d in np.unique(domain)]
     observed = np.sum(parts, axis=0)
@@ -211,7 +215,7 @@ def _expectations(group, own, by, columns, domain, resamples, seed) -> tuple:
                 "beyond style": _styled(observed, np.tensordot(weights, alone, 1))}
     return observed.sum(2), {reference: expected[reference] for reference in REFERENCES[by]}
 
-
+# %% ../../nbs/analyses/06_behaviour.ipynb #cell-064
 def _each_router(table: pd.DataFrame, own: pd.DataFrame, by: str, resamples: int, seed: int):
     "Per `KEYS`: the key, its number of fits, names, values, and what `_expectations` gives."
     table, own = table[table[by].notna()], own[own[by].notna()]
@@ -224,15 +228,15 @@ def _each_router(table: pd.DataFrame, own: pd.DataFrame, by: str, resamples: int
         yield (dict(zip(KEYS, key)), group["fit"].nunique(), names, values,
                *_expectations(group, same_tasks, by, columns, domain.to_numpy(), resamples, seed))
 
-# %% ../../nbs/analyses/06_behaviour.ipynb #cell-030
+# %% ../../nbs/analyses/06_behaviour.ipynb #cell-067
 def _log_ratio(observed: np.ndarray, expected: np.ndarray) -> tuple:
     "log2 of observed over expected (1 + R, M, C): value, low, high (M, C)."
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.log2(observed / expected)
     ratio = np.where(np.isnan(ratio[0]), 0, ratio)  # nothing observed nor expected: `lift` makes it missing
-    return ratio[0], *np.nanpercentile(ratio[1:], [2.5, 97.5], axis=0, method="inverted_cdf")  # infinities stay whole
+    return ratio[0], *percentile_ends(ratio[1:], 0, "inverted_cdf")  # infinities stay whole
 
-
+# %% ../../nbs/analyses/06_behaviour.ipynb #cell-070
 def lift(table: pd.DataFrame, own: pd.DataFrame, by: str, resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
     """Lift of each model by the column `by` (kind, attempt_phase, episode_phase, domain) against each reference.
 
@@ -251,15 +255,16 @@ def lift(table: pd.DataFrame, own: pd.DataFrame, by: str, resamples: int = 1000,
                 **{c: v.ravel() for c, v in zip(("lift", "low", "high"), numbers)})))
     return pd.concat(frames, ignore_index=True)
 
-# %% ../../nbs/analyses/06_behaviour.ipynb #cell-034
+# %% ../../nbs/analyses/06_behaviour.ipynb #cell-074
 def _bits(observed: np.ndarray, expected: np.ndarray) -> tuple:
     "Mean lift over the turns of tables (1 + R, M, C), in bits: value, low, high, less the bias that resampling shows."
     bits = rel_entr(observed, expected).sum((1, 2)) / observed.sum((1, 2)) / np.log(2)
-    low, high = np.percentile(bits[1:], [2.5, 97.5])
+    low, high = percentile_ends(bits[1:])
     return tuple(np.maximum(2 * bits[0] - np.array([bits[1:].mean(), high, low]), 0))
 
-
-def association(table: pd.DataFrame, own: pd.DataFrame, by: str, resamples: int = 1000, seed: int = 0):
+# %% ../../nbs/analyses/06_behaviour.ipynb #cell-077
+def association(table: pd.DataFrame, own: pd.DataFrame, by: str, resamples: int = 1000,
+                seed: int = 0) -> pd.DataFrame:
     """Mean lift in bits of each router against each reference; arguments as for `lift`.
 
     Returns `KEYS`, reference, bits, low, high, n (turns, per fit); missing where n is less than `SMALL`.

@@ -6,6 +6,7 @@
 __all__ = ['CUTS', 'POOLINGS', 'inner_auc', 'seconds_per_thousand', 'cut_study']
 
 # %% ../../nbs/analyses/00_encoding.ipynb #cell-001
+from collections.abc import Sequence
 from time import perf_counter
 
 import numpy as np
@@ -14,19 +15,18 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import roc_auc_score
 from threadpoolctl import threadpool_limits
 
-from ..core.splits import stratified_folds
+from ..core.splits import sample_tasks, stratified_folds
 from ..core.store import stored
 from ..core.text import Cut
-from ..core.splits import sample_tasks
 from ..data.turns import TurnLog
 from ..multi_turn.evaluation import Experiment, splits
 from ..multi_turn.history import HistoryEncoder
 
 # %% ../../nbs/analyses/00_encoding.ipynb #cell-004
 CUTS = {"64 + 64": Cut(64, 64), "128 + 128": Cut(128, 128), "256 + 256": Cut(256, 256), "whole": Cut(2000, 2000)}
-POOLINGS = {"task": [0], "task, last": [0, 1], "task, mean": [0, 2], "task, last, mean": [0, 1, 2]}
+POOLINGS = ("task", "task, last", "task, mean", "task, last, mean")  # which parts of a history are read
 
-
+# %% ../../nbs/analyses/00_encoding.ipynb #cell-006
 def inner_auc(x: np.ndarray, log: TurnLog, folds: int = 5, alpha: float = 10.0) -> float:
     "AUC of a ridge per model on states `x` (n_turns, d), each turn predicted from other tasks' runs."
     turns = log.turns
@@ -41,8 +41,8 @@ def inner_auc(x: np.ndarray, log: TurnLog, folds: int = 5, alpha: float = 10.0) 
                 predicted[test] = Ridge(alpha=alpha).fit(x[train], won[train]).predict(x[test])
     return float(roc_auc_score(won > 0.5, predicted))
 
-
-def seconds_per_thousand(history: HistoryEncoder, messages, n: int = 192, seed: int = 0) -> float:
+# %% ../../nbs/analyses/00_encoding.ipynb #cell-010
+def seconds_per_thousand(history: HistoryEncoder, messages: Sequence[str], n: int = 192, seed: int = 0) -> float:
     "Measured seconds to embed a thousand of `messages`, cut, without the cache (after a warm-up)."
     drawn = np.random.default_rng(seed).choice(np.asarray(messages, object), min(n, len(messages)), replace=False)
     pieces = [history.cut(m) for m in drawn]
@@ -51,16 +51,7 @@ def seconds_per_thousand(history: HistoryEncoder, messages, n: int = 192, seed: 
     history.encoder.embed(pieces)
     return 1000 * (perf_counter() - started) / len(pieces)
 
-# %% ../../nbs/analyses/00_encoding.ipynb #cell-007
-def cut_study(run: Experiment, n_tasks: int = 120, seed: int = 0) -> pd.DataFrame:
-    """AUC and measured seconds of each cut (all poolings for the cut in use), on training tasks of the first fold.
-
-    Columns: cut, pooling, auc, seconds_per_1000, messages (how many the whole log holds), n_tasks. Stored with the
-    experiment's results, so that a second look neither embeds nor measures again.
-    """
-    return stored(_cut_study, run.world, run.settings, n_tasks, seed)
-
-
+# %% ../../nbs/analyses/00_encoding.ipynb #cell-012
 def _cut_study(world, settings, n_tasks: int, seed: int) -> pd.DataFrame:
     train = splits(world.tasks, settings.folds, settings.seed)[0].train
     tasks = world.tasks[world.tasks["task_id"].isin(train)]
@@ -72,9 +63,17 @@ def _cut_study(world, settings, n_tasks: int, seed: int) -> pd.DataFrame:
         seconds = seconds_per_thousand(history, texts.unique(), min(192, 2 * n_tasks), seed)
         state = history.before(sample)
         with threadpool_limits(1):
-            for pooling, blocks in POOLINGS.items():
-                if cut == world.encoder.cut or pooling == "task, last, mean":
-                    x = np.hstack([np.split(state, 3, axis=1)[b] for b in blocks])
+            for pooling in POOLINGS:
+                if cut == world.encoder.cut or pooling == POOLINGS[-1]:
+                    x = state[:, history.blocks(state.shape[1]).columns(*pooling.split(", "))]
                     rows.append(dict(cut=name, pooling=pooling, auc=inner_auc(x, sample), seconds_per_1000=seconds,
                                      messages=texts.nunique(), n_tasks=len(sample.tasks)))
     return pd.DataFrame(rows)
+
+
+def cut_study(run: Experiment, n_tasks: int = 120, seed: int = 0) -> pd.DataFrame:
+    """AUC and measured seconds of each cut (all poolings for the cut in use), on training tasks of the first fold.
+
+    Columns: cut, pooling, auc, seconds_per_1000, messages (how many the whole log holds), n_tasks.
+    """
+    return stored(_cut_study, run.world, run.settings, n_tasks, seed)

@@ -8,22 +8,25 @@ __all__ = ['CONFIG', 'KINDS', 'prompt_rows', 'AttributesOnly', 'model_vectors', 
            'distances_of', 'seed_stability', 'outcome_agreement', 'small_maps']
 
 # %% ../../nbs/analyses/03_model_embeddings.ipynb #cell-001
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy.spatial import procrustes
 from scipy.spatial.distance import pdist, squareform
 from scipy.stats import rankdata
 
 from ..core.splits import stratified_folds
+from ..core.stats import known_mean, percentile_ends
 from ..core.store import stored_all
 from ..learners.outcome_network import EstimatorConfig
 from ..multi_turn.estimator import OutcomeEstimator, TrainingSet, rights_features
 from ..multi_turn.replay import ReplayWorld
 
 # %% ../../nbs/analyses/03_model_embeddings.ipynb #cell-004
-def prompt_rows(world: ReplayWorld, tasks=None) -> TrainingSet:
+def prompt_rows(world: ReplayWorld, tasks: ArrayLike | None = None) -> TrainingSet:
     """One row per (task, model) of the log, task by task: prompt vector and rights, target the run's final score.
 
     `tasks`: row numbers of `world.tasks` (all when None). Pairs that the log lacks are left out.
@@ -44,12 +47,12 @@ class AttributesOnly(OutcomeEstimator):
         super()._build(x_dim)
         self.network.models.residual.weight.requires_grad_(False)
 
-
+# %% ../../nbs/analyses/03_model_embeddings.ipynb #cell-011
 def model_vectors(estimator: OutcomeEstimator) -> np.ndarray:
     "The embeddings z_a (n_models, model_dim) of a fitted estimator."
     return estimator.network.models().detach().numpy()
 
-# %% ../../nbs/analyses/03_model_embeddings.ipynb #cell-011
+# %% ../../nbs/analyses/03_model_embeddings.ipynb #cell-014
 def project(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Principal components: coordinates (n, r) and the share of variance (r,) of each, most first.
 
@@ -61,12 +64,12 @@ def project(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     points = points * np.sign(points[np.abs(points).argmax(0), np.arange(points.shape[1])])
     return points, s**2 / (s**2).sum()
 
-# %% ../../nbs/analyses/03_model_embeddings.ipynb #cell-014
+# %% ../../nbs/analyses/03_model_embeddings.ipynb #cell-017
 def vector_distance(vectors: np.ndarray) -> np.ndarray:
     "Euclidean distances (n, n) between rows."
     return squareform(pdist(np.asarray(vectors, float)))
 
-
+# %% ../../nbs/analyses/03_model_embeddings.ipynb #cell-020
 def profile_distance(scores: np.ndarray) -> np.ndarray:
     """One less the correlation over tasks, (n_models, n_models), of `scores` (n_tasks, n_models).
 
@@ -74,7 +77,7 @@ def profile_distance(scores: np.ndarray) -> np.ndarray:
     """
     return 1 - pd.DataFrame(scores).corr().to_numpy()
 
-# %% ../../nbs/analyses/03_model_embeddings.ipynb #cell-018
+# %% ../../nbs/analyses/03_model_embeddings.ipynb #cell-026
 def _ranked(distance: np.ndarray, upper) -> np.ndarray:
     "The matrix of centred ranks of the pairs."
     out = np.zeros(distance.shape)
@@ -82,12 +85,12 @@ def _ranked(distance: np.ndarray, upper) -> np.ndarray:
     out[upper] -= out[upper].mean()
     return out + out.T
 
-
+# %% ../../nbs/analyses/03_model_embeddings.ipynb #cell-029
 def _without(a: np.ndarray, c: np.ndarray) -> np.ndarray:
     "`a` less its best multiple of `c`."
     return a - (a * c).sum() / (c * c).sum() * c
 
-
+# %% ../../nbs/analyses/03_model_embeddings.ipynb #cell-032
 def _pair_correlation(a, b, rows, upper) -> float:
     "Correlation of the pairs among the models `rows`, which may repeat; a model is no pair with itself."
     pairs = rows[upper[0]], rows[upper[1]]
@@ -97,7 +100,7 @@ def _pair_correlation(a, b, rows, upper) -> float:
     spread = x.std() * y.std()
     return float(((x - x.mean()) * (y - y.mean())).mean() / spread) if spread > 0 else np.nan
 
-
+# %% ../../nbs/analyses/03_model_embeddings.ipynb #cell-035
 def mantel(a: np.ndarray, b: np.ndarray, given: np.ndarray = None, permutations: int = 999, seed: int = 0) -> dict:
     """Rank correlation of the distances `a` and `b` (n, n): rho, low, high (95 %), p (one-sided), n models.
 
@@ -114,10 +117,10 @@ def mantel(a: np.ndarray, b: np.ndarray, given: np.ndarray = None, permutations:
     orders = [rng.permutation(n) for _ in range(permutations)]
     shuffled = np.array([_pair_correlation(a[np.ix_(o, o)], b, np.arange(n), upper) for o in orders])
     drawn = [_pair_correlation(a, b, rng.integers(n, size=n), upper) for _ in range(permutations)]
-    low, high = np.nanpercentile(drawn, [2.5, 97.5])
+    low, high = percentile_ends(drawn)
     return dict(rho=rho, low=low, high=high, p=((shuffled >= rho - 1e-12).sum() + 1) / (permutations + 1), n=n)
 
-# %% ../../nbs/analyses/03_model_embeddings.ipynb #cell-022
+# %% ../../nbs/analyses/03_model_embeddings.ipynb #cell-040
 def neighbour_agreement(a: np.ndarray, b: np.ndarray, k: int = 5) -> float:
     "Mean share of each model's `k` nearest by `a` that are among its `k` nearest by `b`; by chance k / (n - 1)."
     known = ~np.isnan(a + b).all(1)
@@ -125,23 +128,23 @@ def neighbour_agreement(a: np.ndarray, b: np.ndarray, k: int = 5) -> float:
     near = [np.argsort(m[np.ix_(known, known)] + own, axis=1, kind="stable")[:, :k] for m in (a, b)]
     return float(np.mean([len(set(x) & set(y)) / k for x, y in zip(*near)]))
 
-
-def rank_correlation(x, y, resamples: int = 2000, seed: int = 0) -> dict:
+# %% ../../nbs/analyses/03_model_embeddings.ipynb #cell-044
+def rank_correlation(x: ArrayLike, y: ArrayLike, resamples: int = 2000, seed: int = 0) -> dict:
     "Spearman's rho of `x` and `y` (n,), with its 95 % interval by bootstrap over the n models."
     def rho(rows): return np.corrcoef(rankdata(x[rows]), rankdata(y[rows]))[0, 1]
     x, y, n = np.asarray(x, float), np.asarray(y, float), len(x)
     with np.errstate(invalid="ignore"):  # a draw of one model over and over has no correlation
         drawn = [rho(rows) for rows in np.random.default_rng(seed).integers(n, size=(resamples, n))]
-    low, high = np.nanpercentile(drawn, [2.5, 97.5])
+    low, high = percentile_ends(drawn)
     return dict(rho=rho(np.arange(n)), low=low, high=high, n=n)
 
-# %% ../../nbs/analyses/03_model_embeddings.ipynb #cell-026
+# %% ../../nbs/analyses/03_model_embeddings.ipynb #cell-048
 CONFIG = EstimatorConfig(batch_size=512)  # the paper's is 64; larger batches take a fifth of the time here
 KINDS = {"attributes and residual": OutcomeEstimator, "attributes only": AttributesOnly}
 
-
-def embedding_study(world: ReplayWorld, config: EstimatorConfig = CONFIG, seeds=(0, 1, 2), workers: int = 2,
-                    progress: bool = True) -> dict:
+# %% ../../nbs/analyses/03_model_embeddings.ipynb #cell-050
+def embedding_study(world: ReplayWorld, config: EstimatorConfig = CONFIG, seeds: Sequence[int] = (0, 1, 2),
+                    workers: int = 2, progress: bool = True) -> dict:
     """Embeddings of every model, and what they foretell of tasks that they never saw; computed once, then stored.
 
     `vectors`: one row per (kind, part, seed, model) with columns z0, z1 ...; part "all" is learned from every task,
@@ -156,12 +159,12 @@ def embedding_study(world: ReplayWorld, config: EstimatorConfig = CONFIG, seeds=
     return {table: pd.concat([p[table] for p in parts if len(p[table])], ignore_index=True)
             for table in ("vectors", "predictions")}
 
-
+# %% ../../nbs/analyses/03_model_embeddings.ipynb #cell-052
 def halves(world: ReplayWorld) -> np.ndarray:
     "0 or 1 for each task of the world, balanced within each domain."
     return stratified_folds(world.tasks, 2).to_numpy()
 
-
+# %% ../../nbs/analyses/03_model_embeddings.ipynb #cell-055
 def _learned(rows, half, pool, config, kind, estimators, part, asked: bool) -> dict:
     """`vectors` of an estimator of the class `estimators`, fitted to all rows or to one half; where `asked`,
     `predictions`, too."""
@@ -172,28 +175,29 @@ def _learned(rows, half, pool, config, kind, estimators, part, asked: bool) -> d
     other = rows.take(~mine if asked else np.zeros(len(half), bool))
     return dict(vectors=vectors, predictions=_foretold(other, estimator, kind) if asked else pd.DataFrame())
 
-
+# %% ../../nbs/analyses/03_model_embeddings.ipynb #cell-057
 def _foretold(rows, estimator, kind) -> pd.DataFrame:
     "Predicted and true end of every run among `rows`."
     predicted = estimator.predict(rows.x)[0][np.arange(len(rows)), rows.action]
     return pd.DataFrame(dict(estimator=kind, task_id=rows.task, model=np.array(estimator.pool.names)[rows.action],
                              turn=0, predicted=predicted, outcome=rows.score))
 
-# %% ../../nbs/analyses/03_model_embeddings.ipynb #cell-029
-def vectors_of(study: dict, kind: str = "attributes and residual", part="all", seed: int = 0) -> np.ndarray:
+# %% ../../nbs/analyses/03_model_embeddings.ipynb #cell-061
+def vectors_of(study: dict, kind: str = "attributes and residual", part: int | str = "all",
+               seed: int = 0) -> np.ndarray:
     "The embeddings (n_models, d) of one fit of `embedding_study`."
     v = study["vectors"]
     rows = v[(v["kind"] == kind) & (v["part"] == str(part)) & (v["seed"] == seed)]
     return rows.filter(regex=r"^z\d+$").to_numpy()
 
-
-def distances_of(study: dict, kind: str = "attributes and residual", part="all") -> np.ndarray:
+# %% ../../nbs/analyses/03_model_embeddings.ipynb #cell-064
+def distances_of(study: dict, kind: str = "attributes and residual", part: int | str = "all") -> np.ndarray:
     "Distances (n_models, n_models) between embeddings, averaged over the seeds of the study."
     v = study["vectors"]
     seeds = v.loc[(v["kind"] == kind) & (v["part"] == str(part)), "seed"].unique()
     return np.mean([vector_distance(vectors_of(study, kind, part, seed)) for seed in seeds], axis=0)
 
-
+# %% ../../nbs/analyses/03_model_embeddings.ipynb #cell-067
 def seed_stability(study: dict) -> pd.DataFrame:
     """How alike the maps of two seeds are, one row per pair of seeds.
 
@@ -209,7 +213,7 @@ def seed_stability(study: dict) -> pd.DataFrame:
             rows.append(dict(seeds=f"{first}, {second}", distances=rho, procrustes=procrustes(a, b)[2]))
     return pd.DataFrame(rows)
 
-# %% ../../nbs/analyses/03_model_embeddings.ipynb #cell-032
+# %% ../../nbs/analyses/03_model_embeddings.ipynb #cell-071
 def outcome_agreement(world: ReplayWorld, study: dict, k: int = 5, permutations: int = 999) -> pd.DataFrame:
     """How distances learned on one half of the tasks agree with outcome profiles on the other half.
 
@@ -220,7 +224,7 @@ def outcome_agreement(world: ReplayWorld, study: dict, k: int = 5, permutations:
     half, rows = halves(world), []
     for part in (0, 1):
         seen, fresh = world.score[half == part], profile_distance(world.score[half != part])
-        success = vector_distance(np.nanmean(seen, 0)[:, None])
+        success = vector_distance(known_mean(seen)[:, None])
         distances = {kind: distances_of(study, kind, part) for kind in KINDS}
         distances |= {"difference in success": success, "outcome profiles themselves": profile_distance(seen)}
         for name, d in distances.items():
@@ -232,7 +236,7 @@ def outcome_agreement(world: ReplayWorld, study: dict, k: int = 5, permutations:
                              neighbours=neighbour_agreement(d, fresh, near), chance=near / (found["n"] - 1)))
     return pd.DataFrame(rows)
 
-# %% ../../nbs/analyses/03_model_embeddings.ipynb #cell-035
+# %% ../../nbs/analyses/03_model_embeddings.ipynb #cell-074
 def small_maps(a: np.ndarray, b: np.ndarray, size: int = 6, draws: int = 1000, seed: int = 0) -> np.ndarray:
     "Rank correlations (draws,) of the distances `a` and `b` among `size` models drawn at random."
     rng = np.random.default_rng(seed)

@@ -21,6 +21,7 @@ import pandas as pd
 from scipy.optimize import minimize
 from scipy.special import betaln, expit
 
+from ..core.stats import percentile_ends, resampled_counts
 from ..core.store import stored, stored_all
 from ..data.outcomes import OutcomeError, OutcomeMatrix
 
@@ -403,7 +404,7 @@ CEILING = "router ceiling, model-based"
 
 
 def _summary(quantity, value, sampled) -> dict:
-    low, high = np.quantile(sampled, [.025, .975])
+    low, high = percentile_ends(sampled)
     return dict(quantity=quantity, value=float(value), low=float(low), high=float(high))
 
 # %% ../../nbs/analyses/07_noise.ipynb #cell-097
@@ -412,7 +413,7 @@ def noise_table(success: np.ndarray, results: dict, resamples: int = 2000, seed:
     rng = np.random.default_rng(seed)
     per_task = {name: f(success).astype(float) for name, f in BRACKET.items()}
     if "ceiling" in results: per_task[CEILING] = results["ceiling"]["ceiling"].to_numpy()
-    weight = rng.multinomial(n := success.shape[1], np.full(n, 1 / n), resamples) / n
+    weight = resampled_counts(n := success.shape[1], resamples, rng) / n
     mean, sampled = {k: v.mean() for k, v in per_task.items()}, {k: weight @ v for k, v in per_task.items()}
     extra = []
     if "ceiling" in results:
@@ -513,6 +514,6 @@ def retry_table(ways: pd.DataFrame, resamples: int = 2000, seed: int = 0) -> pd.
     for k in sorted(ways["k"].unique()):
         if k > 1: wide[f"{OTHERS} less {SAME}", k] = wide[OTHERS, k] - wide[SAME, k]
     n = len(wide)
-    sampled = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), resamples) / n @ wide.to_numpy()
+    sampled = resampled_counts(n, resamples, seed) / n @ wide.to_numpy()
     return pd.DataFrame([_summary(f"{way}, {k} runs" if k > 1 else f"{way}, 1 run", wide[way, k].mean(), column)
                          for (way, k), column in zip(wide, sampled.T)])

@@ -19,7 +19,7 @@ import pandas as pd
 from scipy.special import gammaln
 from sklearn.preprocessing import normalize
 
-from ..core.stats import pareto_optimal
+from ..core.stats import known_mean, pareto_optimal, percentile_ends, with_interval
 from ..data.outcomes import SEEDS, OutcomeMatrix, split
 from ..learners.fitting import spherical_clusters
 from ..single_turn.evaluation import Bench
@@ -38,10 +38,7 @@ def item_weights(matrix: OutcomeMatrix, resamples: int = 1000, seed: int = 0) ->
 # %% ../../nbs/analyses/08_pools.ipynb #cell-009
 def interval(samples: np.ndarray) -> dict:
     "value, low, high (...) of `samples` (1 + resamples, ...): the first, and 2.5 and 97.5 percentiles of the rest."
-    value = samples[0]
-    some = np.where(np.isnan(value), 0, samples[1:])  # percentiles of nothing would only warn
-    low, high = np.nanpercentile(some, [2.5, 97.5], axis=0) + 0 * value
-    return dict(value=value, low=low, high=high)
+    return dict(zip(("value", "low", "high"), with_interval(samples, axis=0)))
 
 # %% ../../nbs/analyses/08_pools.ipynb #cell-012
 def _ratio(above, below):
@@ -162,7 +159,7 @@ def yardsticks(matrix: OutcomeMatrix, parts: list) -> Routed:
         for name, rank in zip(BOUNDS, ranks):
             ranking[name].append(rank)
             score[name].append(values[np.arange(len(test)), _safe(rank).argmax(1)])
-        score["Random"].append(np.nanmean(values, 1))
+        score["Random"].append(known_mean(values, axis=1))
         score["Oracle"].append(np.nanmax(values, 1))
     return Routed(np.concatenate([test for *_, test in parts]),
                   *({name: np.concatenate(v) for name, v in table.items()} for table in (score, ranking)))
@@ -319,7 +316,7 @@ def pool_curves(matrix: OutcomeMatrix, weights: np.ndarray, estimates: Mapping[s
         rows = np.concatenate([test for *_, test in parts])
         for i, curation in enumerate(CURATIONS):
             values = np.concatenate([f[0][i] for f in found])
-            spread = np.percentile(np.mean([f[1] for f in found], 0), [2.5, 97.5], axis=0) if i == 0 else None
+            spread = percentile_ends(np.mean([f[1] for f in found], 0), axis=0) if i == 0 else None
             sampled = mean_of_datasets(values, weights[:, rows], matrix.dataset[rows])
             curves.append(PoolCurve(who, curation, sampled, spread))
     return curves

@@ -18,10 +18,13 @@ from torch import nn
 
 from .contrast import (ContrastSettings, chosen_rows, complete_tasks, contrast_pieces,
                                            contrast_settings, difference, per_task, plan_offers, stored_pieces)
+from ..data.pool import ModelPool
+from ..learners.fitting import descend, seeded
 from ..learners.outcome_network import EstimatorConfig, ModelEncoder
-from ..multi_turn.evaluation import Experiment
+from ..multi_turn.evaluation import Experiment, Split
 from ..multi_turn.planning import (PARTS, ContinuationRidge, Continuations, Planner, Reader, fit_planners,
                                              forest_and_ridge, parts_of)
+from ..multi_turn.replay import ReplayWorld, Rights
 
 # %% ../../nbs/analyses/05_variants.ipynb #cell-004
 class PlanNetwork(nn.Module):
@@ -40,24 +43,24 @@ class PlanNetwork(nn.Module):
         self.head = nn.Sequential(nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, hidden), nn.ReLU(),
                                   nn.Dropout(dropout), nn.Linear(hidden, 2))
 
-    def plan_vectors(self):
+    def plan_vectors(self) -> torch.Tensor:
         models = self.models()
         models = torch.cat([models, torch.zeros_like(models[:1])])
         return self.plan(torch.cat([models[self.legs].flatten(1), self.early], 1))
 
-    def forward(self, x, plan):
+    def forward(self, x: torch.Tensor, plan: torch.Tensor) -> torch.Tensor:
         "(n, 2) for features x (n, x_dim) and plans (n,)."
         return self.head(self.state(x) + self.plan_vectors()[plan])
 
-    def all_plans(self, x):
+    def all_plans(self, x: torch.Tensor) -> torch.Tensor:
         "(n, n_plans, 2)."
         return self.head(self.state(x)[:, None] + self.plan_vectors()[None])
 
-# %% ../../nbs/analyses/05_variants.ipynb #cell-005
+# %% ../../nbs/analyses/05_variants.ipynb #cell-007
 class ContinuationNetwork:
     "One `PlanNetwork` without each part; batches of 1,024 (situation, plan) pairs, drawn anew in every epoch."
 
-    def __init__(self, pool, hidden: int = 64, dropout: float = 0.2, epochs: int = 5, plans_each: int = 12,
+    def __init__(self, pool: ModelPool, hidden: int = 64, dropout: float = 0.2, epochs: int = 5, plans_each: int = 12,
                  batch_size: int = 1024, seed: int = 0):
         self.pool, self.hidden, self.dropout, self.epochs = pool, hidden, dropout, epochs
         self.plans_each, self.batch_size, self.seed = plans_each, batch_size, seed
@@ -67,17 +70,12 @@ class ContinuationNetwork:
         self.scale = StandardScaler().fit(data.x)
         x = torch.from_numpy(self.scale.transform(data.x).astype("f4"))
         target = torch.from_numpy(np.stack([data.score, 0.2 * np.log10(1e-4 + data.cost)], 2).astype("f4"))
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            with torch.random.fork_rng(devices=[]):
-                self.members = [self._member(x, target, data, part) for part in range(PARTS)]
-        finally:
-            torch.set_num_threads(threads)
+        self.members = []
+        for part in range(PARTS):
+            with seeded(self.seed + part): self.members.append(self._member(x, target, data, part))
         return self
 
     def _member(self, x, target, data, part):
-        torch.manual_seed(self.seed + part)
         rows = torch.from_numpy(np.flatnonzero(data.part != part))
         net = PlanNetwork(x.shape[1], self.pool.features(), data.plans, self.hidden, self.dropout)
         optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=0.05, fused=True)
@@ -90,13 +88,10 @@ class ContinuationNetwork:
                 logit, dollars = net(x[row], plan[at]).unbind(1)
                 score, cost = target[row, plan[at]].unbind(1)
                 loss = nn.functional.binary_cross_entropy_with_logits(logit, score) + (dollars - cost).square().mean()
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
+                descend(loss, optimizer, schedule)
         return net.eval()
 
-    def predict(self, x, part):
+    def predict(self, x: np.ndarray, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         "Score (a probability) and dollars of every plan, (n, n_plans) each."
         x, same = np.unique(np.column_stack([self.scale.transform(x), part]).astype("f4"), axis=0, return_inverse=True)
         part, x = x[:, -1].astype(int), torch.from_numpy(np.ascontiguousarray(x[:, :-1]))
@@ -110,22 +105,22 @@ class ContinuationNetwork:
                     out[rows] += both.numpy() / speakers[rows, None, None]
         return out[same, 0], out[same, 1]
 
-# %% ../../nbs/analyses/05_variants.ipynb #cell-008
+# %% ../../nbs/analyses/05_variants.ipynb #cell-012
 class TextReader(Reader):
     "Without the situation."
 
-    def read(self, history, seen, part):
+    def read(self, history: np.ndarray, seen: np.ndarray, part: np.ndarray) -> np.ndarray:
         return super().read(history, np.zeros((len(seen), 0)), part)
 
-
+# %% ../../nbs/analyses/05_variants.ipynb #cell-015
 class PromptReader(Reader):
     "Without feedback and answers."
 
-    def read(self, history, seen, part):
-        prompt = np.split(history, 3, axis=1)[0]
-        return np.hstack([self.pca[0].transform(prompt), self._skill(prompt, part), seen]).astype("f4")
+    def read(self, history: np.ndarray, seen: np.ndarray, part: np.ndarray) -> np.ndarray:
+        prompt = history[:, self.blocks["task"]]
+        return np.hstack([self.pca["task"].transform(prompt), self._skill(prompt, part), seen]).astype("f4")
 
-
+# %% ../../nbs/analyses/05_variants.ipynb #cell-018
 @dataclass
 class _MeanDollars:
     "An estimator whose dollars are each plan's mean."
@@ -136,7 +131,7 @@ class _MeanDollars:
         score, _ = self.inner.predict(x, part)
         return score, np.broadcast_to(self.dollars, score.shape)
 
-
+# %% ../../nbs/analyses/05_variants.ipynb #cell-021
 @dataclass
 class _OneMember:
     "Only the member fitted without the first part speaks of new tasks."
@@ -149,7 +144,7 @@ class _OneMember:
 def _wrapped(planners, wrap) -> dict:
     return {name: replace(p, estimators=[wrap(e) for e in p.estimators]) for name, p in planners.items()}
 
-
+# %% ../../nbs/analyses/05_variants.ipynb #cell-024
 def _first_legs(planners) -> dict:
     "Planners that know only plans of one model."
     return {name: Planner(p.reader, [_Columns(e, p.plans) for e in p.estimators],
@@ -167,13 +162,13 @@ class _Columns:
         alone = [i for i, p in enumerate(self.plans) if len(p.order) == 1]
         return tuple(values[:, alone] for values in self.inner.predict(x, part))
 
-# %% ../../nbs/analyses/05_variants.ipynb #cell-009
+# %% ../../nbs/analyses/05_variants.ipynb #cell-027
 def _no_dollars(world, train, part, rights, planners) -> dict:
     view = world.play(train, rights).view()
     return {name: replace(p, estimators=[_MeanDollars(e, p.predict(view, part)[1].mean(0)) for e in p.estimators])
             for name, p in planners.items()}
 
-
+# %% ../../nbs/analyses/05_variants.ipynb #cell-029
 CHANGED = {  # the fitted planners, changed
     **{f"{name} alone": lambda world, train, part, rights, planners, name=name: {name: planners[name]}
        for name in ("steady", "forest", "mean")},
@@ -181,6 +176,8 @@ CHANGED = {  # the fitted planners, changed
     "no dollars": _no_dollars,
     "one member": lambda world, train, part, rights, planners: _wrapped(planners, _OneMember),
 }
+
+# %% ../../nbs/analyses/05_variants.ipynb #cell-031
 REFITTED = {  # fitted otherwise: (changes of the configuration, a reader, sets of estimators)
     "second round": (dict(rounds=2), Reader, forest_and_ridge),
     "no situation": ({}, TextReader, forest_and_ridge),
@@ -190,8 +187,8 @@ REFITTED = {  # fitted otherwise: (changes of the configuration, a reader, sets 
                 lambda world, config: {"network": ([ContinuationNetwork(world.pool, seed=config.seed)], 0.0)}),
 }
 
-
-def run_variants(world, split, rights, settings: ContrastSettings, seed: int) -> dict:
+# %% ../../nbs/analyses/05_variants.ipynb #cell-033
+def run_variants(world: ReplayWorld, split: Split, rights: Rights, settings: ContrastSettings, seed: int) -> dict:
     "Every variant on one split: {chosen}, as `run_contrast` has it, the variant's name in `family`."
     train, test = (complete_tasks(world, ids) for ids in (split.train, split.test))
     part, config = parts_of(world, train, seed), replace(settings.planner, seed=seed)
@@ -207,7 +204,7 @@ def run_variants(world, split, rights, settings: ContrastSettings, seed: int) ->
     chosen = pd.concat(frames, ignore_index=True)
     return dict(chosen=chosen.assign(rights=rights.name, fold=split.name))
 
-
+# %% ../../nbs/analyses/05_variants.ipynb #cell-036
 def _compute(world, piece, settings, _):
     return run_variants(world, piece.split, piece.rights, settings, piece.seed)
 
@@ -218,7 +215,7 @@ def variant_results(run: Experiment, workers: int = 2, progress: bool = True) ->
     pieces = contrast_pieces(run.world, settings, ["as logged"], settings.seeds[:1], "test")
     return stored_pieces(run, pieces, _compute, "variants", workers, progress)["chosen"]
 
-
+# %% ../../nbs/analyses/05_variants.ipynb #cell-038
 def variant_table(chosen: pd.DataFrame) -> pd.DataFrame:
     "Mean score over budgets of each variant, and what it loses or gains against the full method, per rights."
     wide = per_task(chosen).pivot(index=["rights", "family"], columns="task_id", values="score")

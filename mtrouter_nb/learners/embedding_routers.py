@@ -13,7 +13,7 @@ import torch
 from sklearn.preprocessing import normalize
 from torch import nn
 
-from .fitting import held_out_rows, seeded, spherical_clusters, weights_of
+from .fitting import Best, descend, held_out_rows, seeded, spherical_clusters
 
 # %% ../../nbs/learners/02_embedding_routers.ipynb #cell-004
 def _checked(embeddings, score, cost):
@@ -86,23 +86,19 @@ class EmbedLLM:
     def _train(self, train, held):
         net, loss_of = self.network, nn.functional.cross_entropy
         optimizer = torch.optim.Adam(net.parameters(), self.learning_rate, weight_decay=self.weight_decay, fused=True)
-        best, self.history_ = np.inf, []
-        for epoch in range(self.epochs):
+        best, self.history_ = Best(net, self.patience), []
+        for _ in range(self.epochs):
             total = 0.0
             for q, model, label in zip(*(t.split(self.batch_size) for t in train)):
                 loss = loss_of(net(torch.randn_like(q).mul_(self.noise).add_(q), model), label)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
+                descend(loss, optimizer)
                 total += loss.item() * len(q)
             with torch.no_grad():
                 error = loss_of(net(*held[:2]), held[2]).item()
             self.history_.append((total / len(train[0]), error))
-            if error < best:
-                best, best_epoch, state = error, epoch, weights_of(net)
-            elif epoch - best_epoch == self.patience:
-                break
-        net.load_state_dict(state)
+            best.look(error)
+            if best.tired: break
+        best.restore()
 
     def predict(self, embeddings: np.ndarray) -> np.ndarray:
         "Log odds of success (n, M) for `embeddings` (n, d), without noise."
@@ -211,19 +207,15 @@ class RouterDC:
     def _train(self, data, train, held):
         net = self.network
         optimizer = torch.optim.AdamW(net.parameters(), lr=self.learning_rate, fused=True)
-        best, self.history_ = np.inf, []
+        best, self.history_ = Best(net), []
         for step, batch in enumerate(self._batches(train), 1):
-            loss = self._loss(*(part[batch] for part in data))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            descend(self._loss(*(part[batch] for part in data)), optimizer)
             if step % self.every == 0 or step == self.steps:
                 with torch.no_grad():
                     error = sample_llm_loss(net(data[0][held])[0], data[1][held], self.top_k, self.last_k).item()
                 self.history_.append(error)
-                if error < best:
-                    best, state = error, weights_of(net)
-        net.load_state_dict(state)
+                best.look(error)
+        best.restore()
 
     def predict(self, embeddings: np.ndarray) -> np.ndarray:
         "Cosine similarity (n, M) of prompts and models."

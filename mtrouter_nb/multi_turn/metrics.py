@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from ..core.stats import bootstrap_intervals
+from ..core.stats import bootstrap_intervals, percentile_ends, resampled_counts, with_interval
 
 # %% ../../nbs/multi_turn/06_metrics.ipynb #cell-004
 KEYS = ["rights", "split", "method", "parameter"]
@@ -109,7 +109,7 @@ def weighted_auc(predicted: ArrayLike, right: ArrayLike, weights: ArrayLike) -> 
 def _task_draws(task, resamples: int, seed: int) -> np.ndarray:
     "How often each of n rows is drawn when tasks are resampled: (resamples, n)."
     code, names = pd.factorize(np.asarray(task))
-    return np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), resamples)[:, code]
+    return resampled_counts(len(names), resamples, seed)[:, code]
 
 # %% ../../nbs/multi_turn/06_metrics.ipynb #cell-030
 def estimator_quality(predicted: ArrayLike, outcome: ArrayLike, cluster: ArrayLike, resamples: int = 500,
@@ -121,8 +121,8 @@ def estimator_quality(predicted: ArrayLike, outcome: ArrayLike, cluster: ArrayLi
     predicted, outcome = np.asarray(predicted, float), np.asarray(outcome, float)
     squared = (np.clip(predicted, 0, 1) - outcome) ** 2
     draws = _task_draws(cluster, resamples, seed)
-    auc_low, auc_high = np.nanpercentile(weighted_auc(predicted, outcome > 0.5, draws), [2.5, 97.5])
-    brier_low, brier_high = np.percentile(draws @ squared / draws.sum(1), [2.5, 97.5])
+    auc_low, auc_high = percentile_ends(weighted_auc(predicted, outcome > 0.5, draws))
+    brier_low, brier_high = percentile_ends(draws @ squared / draws.sum(1))
     auc = weighted_auc(predicted, outcome > 0.5, np.ones((1, len(squared))))[0]
     return dict(n=len(squared), auc=auc, auc_low=auc_low, auc_high=auc_high, brier=squared.mean(),
                 brier_low=brier_low, brier_high=brier_high)
@@ -137,8 +137,8 @@ def paired_auc(predictions: pd.DataFrame, estimator: str, other: str, resamples:
     draws = _task_draws(wide.index.get_level_values("task_id"), resamples, seed)
     all_then_draws = np.vstack([np.ones(len(wide)), draws])
     difference = np.subtract(*(weighted_auc(wide[e].to_numpy(), outcome, all_then_draws) for e in (estimator, other)))
-    low, high = np.percentile(difference[1:], [2.5, 97.5])
-    return dict(estimator=estimator, other=other, difference=difference[0], low=low, high=high)
+    value, low, high = with_interval(difference)
+    return dict(estimator=estimator, other=other, difference=value, low=low, high=high)
 
 # %% ../../nbs/multi_turn/06_metrics.ipynb #cell-036
 def reliability(predicted: ArrayLike, outcome: ArrayLike, bins: int = 10) -> pd.DataFrame:

@@ -8,7 +8,7 @@ __all__ = ['COMPONENTS', 'PARTS', 'EXPLORED', 'STEADY', 'Plan', 'all_plans', 're
            'PlannerConfig', 'forest_and_ridge', 'fit_planners']
 
 # %% ../../nbs/multi_turn/04_planning.ipynb #cell-002
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import permutations
 
@@ -146,7 +146,7 @@ class StickyRandom:
         return np.where(stays, view.current, self.draw.choose(view))
 
 # %% ../../nbs/multi_turn/04_planning.ipynb #cell-029
-COMPONENTS = (24, 12, 8)  # of the task, the last feedback, and the mean of the messages
+COMPONENTS = dict(task=24, last=12, mean=8)  # of each part of a history
 
 # %% ../../nbs/multi_turn/04_planning.ipynb #cell-031
 PARTS = 5
@@ -158,24 +158,23 @@ def parts_of(world: ReplayWorld, tasks: np.ndarray, seed: int = 0) -> np.ndarray
 
 # %% ../../nbs/multi_turn/04_planning.ipynb #cell-034
 class Reader:
-    """History (n, 3d) and situation (n, s) -> features (n, f).
+    """History (n, 3d) and situation (n, s) -> features (n, f). `components`: how many of each part of a history.
 
     `part` (n,): the part of the training tasks that a row's task belongs to; -1: a new task.
     """
 
-    def __init__(self, components=COMPONENTS, alpha: float = 30.0):
+    def __init__(self, components: Mapping[str, int] = COMPONENTS, alpha: float = 30.0):
         self.components, self.alpha = components, alpha
 
     def fit(self, world: ReplayWorld, tasks: np.ndarray, part: np.ndarray, history: np.ndarray) -> "Reader":
         "Learn from the training tasks `tasks` (row numbers), their parts, and states (n, 3d) met on them."
-        blocks = np.split(history, 3, axis=1)
-        self.pca = [PCA(min(c, *b.shape), svd_solver="randomized", random_state=0).fit(b)
-                    for c, b in zip(self.components, blocks)]
-        prompt = world.states[0][tasks]
+        self.blocks = world.encoder.blocks(history.shape[1])
+        self.pca = {name: PCA(min(self.components[name], *b.shape), svd_solver="randomized", random_state=0).fit(b)
+                    for name, b in self.blocks.split(history).items()}
+        prompt = world.states[0][tasks][:, self.blocks["task"]]
         domain = world.tasks["domain"].iloc[tasks].to_numpy()
         known = np.hstack([world.success[tasks], domain[:, None] == np.unique(domain)]).astype(float)
-        self.skill = [Ridge(alpha=self.alpha).fit(np.split(prompt[part != p], 3, axis=1)[0], known[part != p])
-                      for p in range(PARTS)]
+        self.skill = [Ridge(alpha=self.alpha).fit(prompt[part != p], known[part != p]) for p in range(PARTS)]
         return self
 
     def _skill(self, prompt, part):
@@ -184,9 +183,8 @@ class Reader:
 
     def read(self, history: np.ndarray, seen: np.ndarray, part: np.ndarray) -> np.ndarray:
         "Features (n, f) float32."
-        blocks = np.split(history, 3, axis=1)
-        parts = [p.transform(b) for p, b in zip(self.pca, blocks)]
-        return np.hstack([*parts, self._skill(blocks[0], part), seen]).astype("f4")
+        parts = [self.pca[name].transform(b) for name, b in self.blocks.split(history).items()]
+        return np.hstack([*parts, self._skill(history[:, self.blocks["task"]], part), seen]).astype("f4")
 
 # %% ../../nbs/multi_turn/04_planning.ipynb #cell-038
 @dataclass

@@ -132,8 +132,8 @@ class NearestNeighbours:
 # %% ../../nbs/single_turn/00_interface.ipynb #cell-028
 def _neighbour_mean(values, fallback):
     "Mean over neighbours (n, k, M) -> (n, M); a model that none of them has takes its mean over all prompts."
-    count = (~np.isnan(values)).sum(1)
-    return np.where(count > 0, np.nansum(values, 1) / np.maximum(count, 1), fallback)
+    mean = known_mean(values, axis=1)
+    return np.where(np.isnan(mean), fallback, mean)
 
 # %% ../../nbs/single_turn/00_interface.ipynb #cell-035
 @dataclass

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.splits import stable_hash
-from ..core.stats import pareto_optimal
+from ..core.stats import known_mean, pareto_optimal, percentile_ends
 from ..data.outcomes import OutcomeMatrix
 
 # %% ../../nbs/single_turn/04_metrics.ipynb #cell-004
@@ -181,7 +181,7 @@ def _expected(matrix):
     "Mean score (n,) and cost (n,) over the models run on each item; a cost is known if those of all these models are."
     ran = ~np.isnan(matrix.score)
     cost = np.where(ran, matrix.cost, 0).sum(1) / np.where(ran.any(1), ran.sum(1), np.nan)
-    return _quiet(np.nanmean, matrix.score, axis=1), cost
+    return known_mean(matrix.score, axis=1), cost
 
 # %% ../../nbs/single_turn/04_metrics.ipynb #cell-048
 def _oracle(matrix):
@@ -601,8 +601,7 @@ def _summary(rows: list) -> pd.DataFrame:
     low = high = np.full(len(value), np.nan)
     if mean.shape[1] > 1:
         value[share] = mean[share, 1:].mean(1)
-        ends = _quiet(np.nanpercentile, mean[:, 1:], q=[2.5, 97.5], axis=1)
-        low, high = np.where(np.isnan(value) | share, np.nan, ends)
+        low, high = np.where(np.isnan(value) | share, np.nan, percentile_ends(mean[:, 1:]))
     notes = groups["note"].agg(lambda notes: "; ".join(dict.fromkeys(filter(None, notes)))).to_numpy()
     return keys.assign(value=value, low=low, high=high, seeds=known[:, 0].astype(int), note=notes)
 

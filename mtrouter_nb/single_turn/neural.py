@@ -20,7 +20,7 @@ from tqdm import TqdmWarning
 from ..core.stats import known_mean
 from ..data.outcomes import OutcomeMatrix, split
 from ..data.pool import ModelPool
-from ..learners.fitting import seeded, spherical_clusters, weights_of
+from ..learners.fitting import Best, descend, seeded, spherical_clusters
 from ..learners.outcome_network import EstimatorConfig, OutcomeNetwork
 from .interface import Choices, Queries, prices_of, weigh
 
@@ -64,25 +64,21 @@ class _Training:
                                       fused=True)
         steps = self.epochs * -(-len(train) // self.batch)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.rate(step / steps))
-        losses, best, train = [], np.inf, torch.from_numpy(train)
-        for epoch in range(self.epochs):
+        losses, best, train = [], Best(network, self.patience), torch.from_numpy(train)
+        for _ in range(self.epochs):
             network.train()
             for rows in train[torch.randperm(len(train))].split(self.batch):
                 self._step(network, x[rows], y[rows], optimizer, schedule)
             network.eval()
             with torch.no_grad(): losses.append(self.loss(network, x[held], y[held]).item())
-            if not epoch or losses[-1] < best: best, state, when = losses[-1], weights_of(network), epoch
-            elif epoch - when == self.patience: break
-        network.load_state_dict(state)
+            best.look(losses[-1])
+            if best.tired: break
+        best.restore()
         return losses
 
     def _step(self, network, x, y, optimizer, schedule):
         if y.isnan().all(): return
-        optimizer.zero_grad()
-        self.loss(network, x, y).backward()
-        nn.utils.clip_grad_norm_(network.parameters(), self.clip)
-        optimizer.step()
-        schedule.step()
+        descend(self.loss(network, x, y), optimizer, schedule, self.clip)
 
 # %% ../../nbs/single_turn/02_neural.ipynb #cell-020
 class PromptModelGraph(nn.Module):
@@ -284,26 +280,23 @@ class GraphRouter:
         label = torch.from_numpy(np.nan_to_num(best_of(utility[train])).astype("f4"))
         data = q[train], task[train], edges[:, train]
         optimizer = torch.optim.AdamW(net.parameters(), self.learning_rate, weight_decay=self.weight_decay, fused=True)
-        best, found = -np.inf, []
+        best, found = Best(net, self.patience), []
         for step in range(self.steps):
             hidden = known * (torch.rand(known.shape) < self.hidden_share)
             self._step(net, data, known - hidden, label, hidden, optimizer)
             if (step + 1) % self.every and step + 1 < self.steps: continue
             models, gain = self._look(net, data, known, q[held], task[held], utility[held])
             found.append(gain)
-            if len(found) == 1 or gain > best: best, state, kept, when = gain, weights_of(net), models, step
-            elif step - when >= self.patience: break
+            if best.look(-gain, step): kept = models
+            if best.tired: break
         self.utilities_[weight] = found
-        net.load_state_dict(state)
+        best.restore()
         return kept
 
     def _step(self, net, data, visible, label, hidden, optimizer):
         net.train()
         loss = nn.functional.binary_cross_entropy_with_logits(net(*data, visible), label, hidden, reduction="sum")
-        loss = loss / hidden.sum().clamp(min=1)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        descend(loss / hidden.sum().clamp(min=1), optimizer)
 
     def _look(self, net, data, known, q, task, utility):
         "The models, seen from every training edge, and the mean utility of those chosen for held-out prompts."

@@ -17,7 +17,7 @@ from torch import nn
 from ..core.encoders import TextEncoder
 from ..core.stats import known_mean
 from ..data.outcomes import OutcomeError, OutcomeMatrix
-from ..learners.fitting import held_out_rows, seeded, weights_of
+from ..learners.fitting import Best, descend, held_out_rows, seeded
 from .interface import Choices, LacksInput, Queries
 
 # %% ../../nbs/single_turn/01_two_model.ipynb #cell-007
@@ -86,17 +86,13 @@ class _Heads:
         warm = max(1, round(self.warm_up * steps))
         rate = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: min((step + 1) / warm, (steps - step) / (steps - warm + 1)))
-        best = np.inf
+        best = Best(net)
         for _ in range(self.epochs):
             for rows in torch.randperm(len(x)).split(self.batch_size):
                 loss = nn.functional.cross_entropy(net(nn.functional.dropout(x[rows], self.dropout)), label[rows])
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                rate.step()
-            with torch.no_grad(): error = nn.functional.cross_entropy(net(held_x), held_label).item()
-            if error < best: best, state = error, weights_of(net)
-        weight, bias = (state[name].numpy().astype(float) for name in ("weight", "bias"))
+                descend(loss, optimizer, rate)
+            with torch.no_grad(): best.look(nn.functional.cross_entropy(net(held_x), held_label).item())
+        weight, bias = (best.state[name].numpy().astype(float) for name in ("weight", "bias"))
         return weight[1] - weight[0], bias[1] - bias[0]
 
     def chance(self, x: np.ndarray) -> np.ndarray:
@@ -214,17 +210,14 @@ class RouteLLM:
     def _train(self, q, sign, train, held):
         net, loss_of = self.network, nn.functional.softplus
         optimizer = torch.optim.Adam(net.parameters(), self.learning_rate, weight_decay=self.weight_decay)
-        best = (-1, -np.inf)
+        best = Best(net)
         for _ in range(self.epochs):
             for rows in torch.from_numpy(train)[torch.randperm(len(train))].split(self.batch_size):
                 loss = loss_of(-sign[rows] * net(q[rows])).mean()  # = BCE of the winner's lead with 1
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
+                descend(loss, optimizer)
             with torch.no_grad(): lead = sign[held] * net(q[held])
-            now = (lead > 0).sum().item(), -loss_of(-lead).mean().item()
-            if now > best: best, state = now, weights_of(net)
-        net.load_state_dict(state)
+            best.look((-(lead > 0).sum().item(), loss_of(-lead).mean().item()))
+        best.restore()
 
     def win_rate(self, queries: Queries) -> np.ndarray:
         "(n,): of the strong model against the weak one."

