@@ -16,7 +16,9 @@ from mtrouter_nb.data.pool import ModelPool
 from mtrouter_nb.data.turns import expected_steps
 from mtrouter_nb.learners.outcome_network import EstimatorConfig
 from mtrouter_nb.multi_turn.estimator import OutcomeEstimator, training_set
-from mtrouter_nb.multi_turn.evaluation import RIGHTS, Experiment, Results, Settings, run_split, splits
+from mtrouter_nb.multi_turn.contenders import ROUTERS, run_contender
+from mtrouter_nb.multi_turn.evaluation import Experiment, Results
+from mtrouter_nb.multi_turn.trials import RIGHTS, Settings, splits
 
 QUICK = Settings(folds=2, runs=1, fits=2, epochs=2, prices=(0.0,), budgets=(0.0005, 0.01), random_seeds=1,
                  weights=(0.0,))
@@ -29,7 +31,8 @@ def fold(demo_world):
 
 @pytest.fixture(scope="module")
 def run(demo_world):
-    parts = [run_split(demo_world, s, QUICK) for s in splits(demo_world.tasks, folds=2) if s.kind == "test"]
+    every, mtrouter = splits(demo_world.tasks, folds=2), ROUTERS["MTRouter"]
+    parts = [run_contender(demo_world, s, QUICK, mtrouter) for s in every if s.kind == "test"]
     return Experiment(demo_world, QUICK, Results(*(pd.concat([p[table] for p in parts], ignore_index=True)
                                                    for table in ("rollouts", "predictions", "fits", "moves"))))
 

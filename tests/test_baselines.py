@@ -3,12 +3,14 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from mtrouter_nb.learners import embedding_routers as baselines
 from mtrouter_nb.learners.embedding_routers import AvengersPro, EmbedLLM, RouterDC, cluster_loss, sample_llm_loss
-from mtrouter_nb.multi_turn.evaluation import ALL_RIGHTS, SMOKE, _episode_level, splits
+from mtrouter_nb.multi_turn.contenders import PER_PROMPT
+from mtrouter_nb.multi_turn.trials import ALL_RIGHTS, SMOKE, Trial, splits
 from mtrouter_nb.multi_turn.replay import MATCHED
 from mtrouter_nb.multi_turn.rollout import roll
 from mtrouter_nb.multi_turn.routers import EpisodeRouter, HindsightOracle
@@ -169,7 +171,11 @@ def split(demo_world): return splits(demo_world.tasks, folds=3)[0]
 
 @pytest.fixture(scope="module")
 def level(demo_world, split):
-    return _episode_level(demo_world, split, SMOKE, demo_world.task_index[list(split.test)].to_numpy())
+    return episode_level(demo_world, split)
+
+
+def episode_level(world, split):
+    return pd.concat([router.play(Trial(world, split, SMOKE))["rollouts"] for router in PER_PROMPT], ignore_index=True)
 
 
 def test_outcomes_of_test_tasks_change_no_choice(demo_world, split, level):
@@ -179,7 +185,7 @@ def test_outcomes_of_test_tasks_change_no_choice(demo_world, split, level):
         rng = np.random.default_rng(0)
         demo_world.score[tasks] = demo_world.score[rng.permutation(tasks)]
         demo_world.cost[tasks] = demo_world.cost[rng.permutation(tasks)]
-        after = _episode_level(demo_world, split, SMOKE, tasks)
+        after = episode_level(demo_world, split)
     finally:
         demo_world.score, demo_world.cost = score, cost
     assert np.array_equal(level["n_turns"], after["n_turns"]), "the same models played the same runs"

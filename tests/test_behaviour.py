@@ -11,7 +11,8 @@ from mtrouter_nb.core.stats import ratio_difference, ratio_intervals
 from mtrouter_nb.data.pool import demo_pool, mint_pool
 from mtrouter_nb.data.mint import find_mint, load_mint
 from mtrouter_nb.data.turns import END_REJECTED, END_STEPS, TurnLog
-from mtrouter_nb.multi_turn.evaluation import Settings, cascade_moves, cascade_rows, fixed_moves, splits
+from mtrouter_nb.multi_turn.evaluation import cascade_moves, cascade_rows, fixed_moves
+from mtrouter_nb.multi_turn.trials import Settings, splits
 from mtrouter_nb.multi_turn.replay import ReplayWorld
 
 A, B = "grand-120b", "middle-30b"

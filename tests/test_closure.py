@@ -178,7 +178,7 @@ def changed(copy, module, old, new, *names):
     (("mtrouter_nb.single_turn.evaluation", "_fit"), "core/splits", "def stable_hash(",
      "def stable_hash(_=0, *"),
     (("mtrouter_nb.multi_turn.replay", "ReplayWorld"), "data/turns", "def turn_costs(", "def turn_costs(_=0, *"),
-    (("mtrouter_nb.multi_turn.evaluation", "run_split"), "multi_turn/estimator", "class OutcomeEstimator",
+    (("mtrouter_nb.multi_turn.contenders", "_mtrouter"), "multi_turn/estimator", "class OutcomeEstimator",
      "class OtherEstimator"),
     (("mtrouter_nb.analyses.contrast", "_compute"), "multi_turn/planning", "def replay_plans(",
      "def replay_plans(_=0, *"),
@@ -191,9 +191,9 @@ def test_a_stored_result_sees_the_code_that_made_it(copy, function, module, old,
 
 
 @pytest.mark.parametrize("function, module, old, new", [
-    (("mtrouter_nb.multi_turn.evaluation", "run_split"), "analyses/contrast", 'variant != "per domain"',
+    (("mtrouter_nb.multi_turn.contenders", "run_contender"), "analyses/contrast", 'variant != "per domain"',
      'variant == "per domain"'),
-    (("mtrouter_nb.multi_turn.evaluation", "run_split"), "core/store", "def prune(", "def prune(_=0, *"),
+    (("mtrouter_nb.multi_turn.contenders", "run_contender"), "core/store", "def prune(", "def prune_all("),
     (("mtrouter_nb.single_turn.evaluation", "_fit"), "single_turn/neural", "class GraphRouter",
      "class OtherRouter"),
 ])

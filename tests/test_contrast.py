@@ -10,19 +10,23 @@ from scipy import stats
 from scipy.optimize import linprog
 
 import mtrouter_nb.analyses.contrast as contrast
-from mtrouter_nb.analyses.contrast import (CASCADES, COMMITTED, PLANS, SINGLES, SMOKE_CONTRAST, ContrastSettings,
-                                           Offers, cascade_offers, committed_offers, contrast_table, doubted,
-                                           frontier, holm, per_task, permuted_histories, plan_offers, repriced,
-                                           run_contrast, shuffled_models, single_offers, waterfall)
+from mtrouter_nb.analyses.contrast import (CASCADES, SINGLES, cascade_offers,
+                                           contrast_table, doubted, frontier, holm, per_task, permuted_histories,
+                                           repriced, run_contrast, shuffled_models, waterfall)
+from mtrouter_nb.multi_turn.contenders import COMMITTED, PLANS
+from mtrouter_nb.multi_turn.offers import Offers, committed_offers, plan_offers, single_offers
 from mtrouter_nb.data.pool import demo_pool
 from mtrouter_nb.data.turns import TurnLog, with_feedback
-from mtrouter_nb.multi_turn.evaluation import PULLS, SMOKE, Experiment, splits
+from mtrouter_nb.multi_turn.cascades import PULLS, Cascade, CascadeFamily
+from mtrouter_nb.multi_turn.evaluation import Experiment
+from mtrouter_nb.multi_turn.trials import SMOKE, Settings, splits
 from mtrouter_nb.multi_turn.planning import PlannerConfig, fit_planners, parts_of
 from mtrouter_nb.multi_turn.replay import DOUBLE, MATCHED, ReplayWorld
 from mtrouter_nb.multi_turn.rollout import roll
-from mtrouter_nb.multi_turn.routers import Cascade, CascadeFamily, SingleModel
+from mtrouter_nb.multi_turn.history import HistoryEncoder
+from mtrouter_nb.multi_turn.routers import SingleModel
 
-QUICK = replace(SMOKE_CONTRAST, n_budgets=4)
+QUICK = replace(SMOKE, task_budgets=tuple(np.geomspace(0.0008, 0.155, 4)))
 TABLES = ("base_row", "cost", "proposed", "length", "score", "success", "error", "seen_usd", "call_bound", "absent")
 
 
@@ -130,7 +134,7 @@ def mixed_up(world, rows, seed=0):
 def test_the_outcomes_of_test_tasks_change_no_choice(demo_world, split):
     first, _, _, test, _ = split
     one, two = (run_contrast(w, first, MATCHED, QUICK, 0) for w in (demo_world, mixed_up(demo_world, test)))
-    made = [r["chosen"].query("chosen_by == 'training tasks'") for r in (one, two)]
+    made = [r.query("chosen_by == 'training tasks'") for r in (one, two)]
     columns = ["family", "budget", "variant", "parameter", "task_id"]
     pd.testing.assert_frame_equal(made[0][columns], made[1][columns])
     assert not np.array_equal(made[0]["score"], made[1]["score"])
@@ -138,9 +142,11 @@ def test_the_outcomes_of_test_tasks_change_no_choice(demo_world, split):
 
 # ---------------------------------------------------------------------------- worlds whose truth is planted
 
-class Vectors:
+class Vectors(HistoryEncoder):
     "Stands in for a text encoder: which number the prompt holds, with a little noise."
     fingerprint = "vectors"
+
+    def __init__(self): pass
 
     def start(self, prompts):
         kind = np.eye(6)[prompts.str.extract(r"(\d+)")[0].astype(int)]
@@ -210,8 +216,8 @@ def test_where_there_is_nothing_to_read_no_price_makes_it_better_than_a_cascade(
 
 def test_where_there_is_nothing_to_read_the_contrast_is_none():
     "Choosing task by task spends a budget evenly; that alone must not count as better than a cascade."
-    settings = ContrastSettings(lowest=0.0003, highest=0.045, n_budgets=15, planner=PlannerConfig(runs=2, trees=5))
-    chosen = [run_contrast(world, split, DOUBLE, settings, 0)["chosen"].assign(world=str(seed), seed=0)
+    settings = Settings(task_budgets=tuple(np.geomspace(0.0003, 0.045, 15)), planner=PlannerConfig(runs=2, trees=5))
+    chosen = [run_contrast(world, split, DOUBLE, settings, 0).assign(world=str(seed), seed=0)
               for seed, world in [(seed, nothing_to_read(seed)) for seed in (2, 3, 4)]
               for split in splits(world.tasks, 3, 0) if split.kind == "test"]
     table = contrast_table(pd.concat(chosen, ignore_index=True))
@@ -239,7 +245,7 @@ CHANGES = {"permuted": lambda w, train: permuted_histories(w, train, 0),
 def test_every_changed_world_can_be_contrasted(frozen, split, name):
     "No state that a router meets is missing there; the original world stays as it was."
     changed = CHANGES[name](frozen, split[1])
-    chosen = run_contrast(changed, split[0], DOUBLE, QUICK, 0)["chosen"]
+    chosen = run_contrast(changed, split[0], DOUBLE, QUICK, 0)
     assert chosen[["score", "cost_usd"]].notna().to_numpy().all()
 
 
@@ -279,7 +285,7 @@ def test_a_log_that_lacks_runs_can_be_contrasted_and_is_scored_where_it_is_whole
     world = ReplayWorld(partial, demo_world.pool, demo_world.encoder)
     whole = set(world.tasks["task_id"][~world.absent.any(1)])
     assert 0 < len(whole) < len(world.tasks)
-    chosen = run_contrast(world, splits(world.tasks, 3, 0)[0], MATCHED, QUICK, 0)["chosen"]
+    chosen = run_contrast(world, splits(world.tasks, 3, 0)[0], MATCHED, QUICK, 0)
     assert set(chosen["task_id"]) <= whole
 
 
@@ -290,10 +296,8 @@ def test_stored_pieces_are_not_computed_again(demo_world, tmp_path, monkeypatch)
     one = contrast.contrast_results(run, **args)
     monkeypatch.setattr(contrast, "run_contrast", None)
     two = contrast.contrast_results(run, **args)
-    assert set(one["chosen"]["task_id"]) == set(demo_world.tasks["task_id"])
-    assert one["chosen"]["fold"].nunique() == SMOKE.folds
-    for table in one:
-        pd.testing.assert_frame_equal(one[table], two[table])
+    assert set(one["task_id"]) == set(demo_world.tasks["task_id"]) and one["fold"].nunique() == SMOKE.folds
+    pd.testing.assert_frame_equal(one, two)
 
 
 # ---------------------------------------------------------------------------- statistics

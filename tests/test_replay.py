@@ -10,11 +10,13 @@ from mtrouter_nb.core.text import has_countdown
 from mtrouter_nb.data.pool import MINT_POOL, mint_pool
 from mtrouter_nb.data.mint import find_mint, load_mint
 from mtrouter_nb.data.turns import END_ERROR, END_REJECTED, END_STEPS, TurnLog
-from mtrouter_nb.multi_turn.evaluation import Settings, fold_data, splits
+from mtrouter_nb.multi_turn.trials import Settings, fold_data, splits
 from mtrouter_nb.multi_turn.history import HistoryEncoder
 from mtrouter_nb.multi_turn.replay import DOUBLE, MATCHED, OPEN, ReplayWorld, budgeted
 from mtrouter_nb.multi_turn.rollout import random_trajectories, roll, to_log
-from mtrouter_nb.multi_turn.routers import Cascade, CascadeFamily, HindsightOracle, QRouter, RandomRouter, SingleModel
+from mtrouter_nb.multi_turn.cascades import CascadeFamily
+from mtrouter_nb.multi_turn.cascades import Cascade
+from mtrouter_nb.multi_turn.routers import HindsightOracle, QRouter, RandomRouter, SingleModel
 
 GPT4, L70B, DS67B, MIXTRAL, CODEACT, L8B = range(6)
 

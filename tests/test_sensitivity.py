@@ -7,16 +7,20 @@ import pytest
 
 from mtrouter_nb.analyses import sensitivity
 from mtrouter_nb.analyses.sensitivity import (ByGroup, RecentHistory, budget_unit, contrast, curve_rows, domain_cascade,
-                                              grow_pool, history_study, learning_curve, mean_of_fits, played, pool_rows,
-                                              pool_study, quick)
+                                              grow_pool, history_study, learning_curve, played, pool_rows, pool_study,
+                                              quick)
+from mtrouter_nb.multi_turn.trials import mean_of_repeats
 from mtrouter_nb.core.encoders import StaticEncoder
 from mtrouter_nb.core.encoders import TextEncoder
 from mtrouter_nb.data.pool import demo_pool
-from mtrouter_nb.multi_turn.evaluation import SMOKE, Experiment, Settings, splits
+from mtrouter_nb.multi_turn.evaluation import Experiment
+from mtrouter_nb.multi_turn.trials import SMOKE, Settings, splits
 from mtrouter_nb.multi_turn.history import HistoryEncoder, RunningHistory
 from mtrouter_nb.multi_turn.replay import MATCHED, OPEN, ReplayWorld
 from mtrouter_nb.multi_turn.rollout import random_trajectories, roll
-from mtrouter_nb.multi_turn.routers import Cascade, CascadeFamily, SingleModel, choose_cascade
+from mtrouter_nb.multi_turn.cascades import CascadeFamily, choose_cascade
+from mtrouter_nb.multi_turn.cascades import Cascade
+from mtrouter_nb.multi_turn.routers import SingleModel
 
 FEW = replace(SMOKE, epochs=2)
 
@@ -208,7 +212,7 @@ def test_training_sets_are_nested_stratified_and_unseen(demo_world, split, tasks
 def test_results_of_several_routers_are_averaged(demo_world, tasks):
     routers = [SingleModel(m, "") for m in range(3)]
     role = dict(split="test", fold="0", method="three", group="demo", parameter=0.0)
-    ours = mean_of_fits(played(demo_world, routers, tasks, OPEN, FEW, **role))
+    ours = mean_of_repeats(played(demo_world, routers, tasks, OPEN, FEW, **role))
     alone = [roll(demo_world, r, tasks, OPEN).episodes for r in routers]
     for column in ("score", "cost_usd", "n_turns"):
         assert np.allclose(ours[column], np.mean([e[column] for e in alone], axis=0))

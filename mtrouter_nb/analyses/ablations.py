@@ -9,7 +9,6 @@ __all__ = ['VARIANTS', 'FITS', 'Fold', 'no_error_penalty', 'ridge_head', 'no_ran
 
 # %% ../../nbs/analyses/01_ablations.ipynb #cell-001
 from collections.abc import Callable
-from functools import lru_cache
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,10 +16,12 @@ import pandas as pd
 import torch
 from torch import nn
 
-from ..core.store import Content, stored_all
+from ..core.store import stored_all
 from ..learners.outcome_network import EstimatorConfig
 from ..multi_turn.estimator import OutcomeEstimator, PerModelRidge, TrainingSet, state_blocks
-from ..multi_turn.evaluation import RIGHTS, Experiment, Settings, Split, fold_data, predictions_of, splits
+from ..multi_turn.contenders import predictions_of
+from ..multi_turn.evaluation import Experiment
+from ..multi_turn.trials import RIGHTS, Settings, Split, splits, trial_of
 from ..multi_turn.metrics import paired_auc, paired_difference
 from ..multi_turn.replay import ReplayWorld
 from ..multi_turn.rollout import roll
@@ -40,7 +41,7 @@ class Fold:
     def of(cls, world: ReplayWorld, split: Split, settings: Settings) -> "Fold":
         "The rows that the protocol learns from on this split."
         logged = len(world.log.select(task_ids=split.train).turns)
-        return cls(world, split, settings, fold_data(world, split.train, settings), logged)
+        return cls(world, split, settings, trial_of(world, split, settings).data, logged)
 
     def fit(self, seed: int, data: TrainingSet = None,
             kind: Callable = OutcomeEstimator) -> "OutcomeEstimator | PartialView":
@@ -140,25 +141,11 @@ def _score(fold: Fold, name: str, function, seed: int) -> dict:
     return dict(rows=pd.concat(rows, ignore_index=True).assign(**about)[columns], predictions=predictions)
 
 # %% ../../nbs/analyses/01_ablations.ipynb #cell-040
-@lru_cache(maxsize=1)
-def _last_fold() -> dict:
-    "The fold that this process fitted last, by what it comes from: variants share its training rows."
-    return {}
-
-
-def _fold(world, split, settings) -> Fold:
-    key, held = Content().add((world.log, world.pool, world.encoder, split, settings)), _last_fold()
-    if key not in held:
-        held.clear()
-        held[key] = Fold.of(world, split, settings)
-    return held[key]
-
-# %% ../../nbs/analyses/01_ablations.ipynb #cell-042
 def _fitted(world, split, settings, seed, name, function) -> dict:
     "`rows` and `predictions` of one variant fitted on one split with one seed."
-    return _score(_fold(world, split, settings), name, function, seed)
+    return _score(Fold.of(world, split, settings), name, function, seed)
 
-# %% ../../nbs/analyses/01_ablations.ipynb #cell-044
+# %% ../../nbs/analyses/01_ablations.ipynb #cell-042
 def _tables(run: Experiment, variants: dict, workers: int, progress: bool) -> dict:
     "`rows` and `predictions` of every variant on the test folds, from the cache or computed now."
     world, settings = run.world, run.settings
@@ -169,7 +156,7 @@ def _tables(run: Experiment, variants: dict, workers: int, progress: bool) -> di
     in_order = [part for wanted in variants for (_, _, name), part in zip(each, parts) if name == wanted]
     return {table: pd.concat([p[table] for p in in_order], ignore_index=True) for table in ("rows", "predictions")}
 
-# %% ../../nbs/analyses/01_ablations.ipynb #cell-046
+# %% ../../nbs/analyses/01_ablations.ipynb #cell-044
 def ablation_study(run: Experiment, variants: dict = VARIANTS, workers: int = 2, progress: bool = True) -> pd.DataFrame:
     """Every variant and the full MTRouter on the test folds: one row per (variant, rights, fold, seed, task).
 
@@ -182,7 +169,7 @@ def ablation_study(run: Experiment, variants: dict = VARIANTS, workers: int = 2,
                     & rollouts["rights"].isin([r.name for r in RIGHTS])]
     return pd.concat([full.assign(variant="full", seed=np.nan)[rows.columns], rows], ignore_index=True)
 
-# %% ../../nbs/analyses/01_ablations.ipynb #cell-052
+# %% ../../nbs/analyses/01_ablations.ipynb #cell-050
 def ablation_predictions(run: Experiment, variants: dict = VARIANTS, workers: int = 2,
                          progress: bool = True) -> pd.DataFrame:
     "What the first fit of each variant, and of the full MTRouter, says of the test tasks' own runs, turn by turn."
@@ -191,7 +178,7 @@ def ablation_predictions(run: Experiment, variants: dict = VARIANTS, workers: in
     full = known[(known["estimator"] == "MTRouter") & (known["split"] == "test")].assign(estimator="full")
     return pd.concat([full, ours[ours["seed"] == run.settings.seed].drop(columns="seed")], ignore_index=True)
 
-# %% ../../nbs/analyses/01_ablations.ipynb #cell-055
+# %% ../../nbs/analyses/01_ablations.ipynb #cell-053
 def ablation_differences(rows: pd.DataFrame) -> pd.DataFrame:
     """Each variant less the full MTRouter, by rights: score and cost_usd, each with its 95 % interval over tasks.
 
@@ -213,7 +200,7 @@ def ablation_differences(rows: pd.DataFrame) -> pd.DataFrame:
                                   high=d["high"], n=d["n"], fits=fits.tolist()))
     return pd.DataFrame(table)
 
-# %% ../../nbs/analyses/01_ablations.ipynb #cell-058
+# %% ../../nbs/analyses/01_ablations.ipynb #cell-056
 def ablation_auc(predictions: pd.DataFrame) -> pd.DataFrame:
     "AUC of each variant's first fit less the full MTRouter's, with its 95 % interval over tasks."
     names = [n for n in dict.fromkeys(predictions["estimator"]) if n != "full"]

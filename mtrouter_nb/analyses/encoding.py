@@ -19,7 +19,8 @@ from ..core.splits import sample_tasks, stratified_folds
 from ..core.store import stored
 from ..core.text import Cut
 from ..data.turns import TurnLog
-from ..multi_turn.evaluation import Experiment, splits
+from ..multi_turn.evaluation import Experiment
+from ..multi_turn.trials import splits
 from ..multi_turn.history import HistoryEncoder
 
 # %% ../../nbs/analyses/00_encoding.ipynb #cell-004

@@ -16,12 +16,13 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 from torch import nn
 
-from .contrast import (ContrastSettings, chosen_rows, complete_tasks, contrast_pieces,
-                                           contrast_settings, difference, per_task, plan_offers, stored_pieces)
+from .contrast import chosen_rows, contrast_pieces, difference, per_task, stored_pieces
+from ..multi_turn.offers import complete_tasks, plan_offers
 from ..data.pool import ModelPool
 from ..learners.fitting import descend, seeded
 from ..learners.outcome_network import EstimatorConfig, ModelEncoder
-from ..multi_turn.evaluation import Experiment, Split
+from ..multi_turn.evaluation import Experiment
+from ..multi_turn.trials import Settings, Split
 from ..multi_turn.planning import (PARTS, ContinuationRidge, Continuations, Planner, Reader, fit_planners,
                                              forest_and_ridge, parts_of)
 from ..multi_turn.replay import ReplayWorld, Rights
@@ -188,7 +189,7 @@ REFITTED = {  # fitted otherwise: (changes of the configuration, a reader, sets 
 }
 
 # %% ../../nbs/analyses/05_variants.ipynb #cell-033
-def run_variants(world: ReplayWorld, split: Split, rights: Rights, settings: ContrastSettings, seed: int) -> dict:
+def run_variants(world: ReplayWorld, split: Split, rights: Rights, settings: Settings, seed: int) -> dict:
     "Every variant on one split: {chosen}, as `run_contrast` has it, the variant's name in `family`."
     train, test = (complete_tasks(world, ids) for ids in (split.train, split.test))
     part, config = parts_of(world, train, seed), replace(settings.planner, seed=seed)
@@ -200,7 +201,7 @@ def run_variants(world: ReplayWorld, split: Split, rights: Rights, settings: Con
         frames = []
         for name, planners in sets.items():
             offers, _ = plan_offers(world, planners, train, part, test, rights, settings.prices)
-            frames.append(chosen_rows(replace(offers, family=name), world.tasks.iloc[test], settings.budgets))
+            frames.append(chosen_rows(replace(offers, family=name), world.tasks.iloc[test], settings.task_budgets))
     chosen = pd.concat(frames, ignore_index=True)
     return dict(chosen=chosen.assign(rights=rights.name, fold=split.name))
 
@@ -211,8 +212,8 @@ def _compute(world, piece, settings, _):
 
 def variant_results(run: Experiment, workers: int = 2, progress: bool = True) -> pd.DataFrame:
     "`chosen` rows of every variant on the test splits of the first fold seed, stored piece by piece."
-    settings = contrast_settings(run)
-    pieces = contrast_pieces(run.world, settings, ["as logged"], settings.seeds[:1], "test")
+    settings = run.settings
+    pieces = contrast_pieces(run.world, settings, ["as logged"], settings.split_seeds[:1], "test")
     return stored_pieces(run, pieces, _compute, "variants", workers, progress)["chosen"]
 
 # %% ../../nbs/analyses/05_variants.ipynb #cell-038
