@@ -16,7 +16,7 @@ from mtrouter_nb.data.pool import ModelPool
 from mtrouter_nb.data.turns import expected_steps
 from mtrouter_nb.learners.outcome_network import EstimatorConfig
 from mtrouter_nb.multi_turn.estimator import OutcomeEstimator, training_set
-from mtrouter_nb.multi_turn.contenders import ROUTERS, run_contender
+from mtrouter_nb.multi_turn.contenders import CONTENDERS, run_contender
 from mtrouter_nb.multi_turn.evaluation import Experiment, Results
 from mtrouter_nb.multi_turn.trials import RIGHTS, Settings, splits
 
@@ -31,7 +31,7 @@ def fold(demo_world):
 
 @pytest.fixture(scope="module")
 def run(demo_world):
-    every, mtrouter = splits(demo_world.tasks, folds=2), ROUTERS["MTRouter"]
+    every, mtrouter = splits(demo_world.tasks, folds=2), CONTENDERS["MTRouter"]
     parts = [run_contender(demo_world, s, QUICK, mtrouter) for s in every if s.kind == "test"]
     return Experiment(demo_world, QUICK, Results(*(pd.concat([p[table] for p in parts], ignore_index=True)
                                                    for table in ("rollouts", "predictions", "fits", "moves"))))

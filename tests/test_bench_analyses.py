@@ -9,8 +9,8 @@ from scipy.stats import bootstrap, hypergeom
 
 from mtrouter_nb.analyses.pools import (Routed, accuracy_order, by_bin, clusters_of, count_bins, dataset_gain,
                                         estimates_of, greedy_order, interval, item_weights, latency_curves,
-                                        latency_limits, latency_table, mean_of_datasets, parts_of, pick_within,
-                                        pool_curves, pool_needed, pool_scores, recall_at, routed_of, short_name,
+                                        latency_limits, latency_table, mean_of_datasets, pool_splits, pick_within,
+                                        pool_curves, pool_needed, pool_scores, recall_at, routed_of, without_date,
                                         solved_again, subset_means, timed, top_models, unique_solves, yardsticks)
 from mtrouter_nb.data.outcomes import SEEDS, from_frame
 from mtrouter_nb.single_turn.evaluation import bench_results, rows_of
@@ -101,7 +101,7 @@ def test_the_gain_of_a_leader_per_dataset_is_not_flattered_by_noise():
 @pytest.mark.parametrize("halves", [False, True])
 def test_the_bins_add_up_to_the_gap(halves):
     matrix = table(halves=halves)
-    parts, weights = parts_of(matrix), item_weights(matrix, 200)
+    parts, weights = pool_splits(matrix), item_weights(matrix, 200)
     routed = yardsticks(matrix, parts)
     found = by_bin(matrix, routed, weights)
     wide = found.pivot(index=["router", "quantity"], columns="bin", values="value")
@@ -124,7 +124,7 @@ def test_bins_cover_every_count_once(models):
 
 
 def test_a_missing_answer_is_left_out_and_not_wrong(outcomes):
-    routed = yardsticks(outcomes, parts_of(outcomes))
+    routed = yardsticks(outcomes, pool_splits(outcomes))
     score, weights = routed.score["Best single"].copy(), item_weights(outcomes, 20)
     score[::3] = np.nan
     found = by_bin(outcomes, Routed(routed.rows, {"R": score}), weights).set_index(["quantity", "bin"])["value"]
@@ -132,7 +132,7 @@ def test_a_missing_answer_is_left_out_and_not_wrong(outcomes):
 
 
 def test_recall_by_brute_force(outcomes):
-    routed = yardsticks(outcomes, parts_of(outcomes))
+    routed = yardsticks(outcomes, pool_splits(outcomes))
     found = recall_at(outcomes, routed, item_weights(outcomes, 20), (1, 2, 3, 9)).set_index(["router", "k"])["value"]
     assert 9 not in found.index.get_level_values("k"), "there are five models"
     right = outcomes.score[routed.rows] > .5
@@ -182,7 +182,7 @@ def test_greedy_takes_the_best_next_model_each_time(outcomes):
 
 
 def test_pools_are_chosen_without_a_look_at_test_scores(outcomes):
-    test = parts_of(outcomes, (42,))[0][-1]
+    test = pool_splits(outcomes, (42,))[0][-1]
     shuffled = outcomes.score.copy()
     shuffled[test] = np.random.default_rng(0).permuted(shuffled[test], axis=1)
     other, weights = replace(outcomes, score=shuffled), item_weights(outcomes, 10)
@@ -190,7 +190,7 @@ def test_pools_are_chosen_without_a_look_at_test_scores(outcomes):
     def estimates(matrix): return estimates_of(matrix, queries, lambda seed: NearestNeighbours(seed=seed), (42,))
     ours, theirs = estimates(outcomes), estimates(other)
     assert np.array_equal(ours.test[0], theirs.test[0]) and np.array_equal(ours.held[0], theirs.held[0])
-    train = parts_of(outcomes, (42,))[0][0]
+    train = pool_splits(outcomes, (42,))[0][0]
     assert np.array_equal(outcomes.score[train], other.score[train])
     full = {c.who: c.sampled[0, -1] for c in pool_curves(outcomes, weights, {"kNN": ours}, (42,), 5)}
     assert full["oracle"] >= max(full["kNN"], full["best single"])
@@ -217,7 +217,7 @@ def test_routers_of_the_bench_stand_at_the_setting_that_validation_chose(tmp_pat
     routers = {"kNN": lambda seed: NearestNeighbours(seed=seed),
                "Avengers-Pro": lambda seed: AvengersProCurve(seed=seed)}
     bench = bench_results(outcomes, queries, routers, SEEDS[:2], workers=1, progress=False)
-    routed, parts = routed_of(bench), parts_of(outcomes, SEEDS[:2])
+    routed, parts = routed_of(bench), pool_splits(outcomes, SEEDS[:2])
     assert np.array_equal(routed.rows, np.concatenate([part[-1] for part in parts]))
     for name in routers:
         done = 0
@@ -262,7 +262,7 @@ def test_the_pick_under_a_limit_by_brute_force(outcomes):
 
 
 def test_curves_under_a_limit(outcomes):
-    matrix, parts = timed(outcomes), parts_of(outcomes)
+    matrix, parts = timed(outcomes), pool_splits(outcomes)
     weights = item_weights(matrix, 100)
     everyone = {"everyone": [np.zeros(len(matrix), int)] * 5, "dataset": [matrix.dataset] * 5}
     found = latency_curves(matrix, weights, everyone)
@@ -280,7 +280,7 @@ def test_curves_under_a_limit(outcomes):
 def test_clusters_are_of_training_prompts(outcomes):
     rng = np.random.default_rng(0)
     vectors = (np.eye(3)[outcomes.dataset] + rng.normal(0, .05, (len(outcomes), 3))).astype("f4")
-    parts = parts_of(outcomes, (42,))
+    parts = pool_splits(outcomes, (42,))
     labels, = clusters_of(outcomes, vectors, parts, (42,), prompts=50)
     assert len(np.unique(labels)) == 3
     assert all(len(np.unique(labels[outcomes.dataset == d])) == 1 for d in range(3))
@@ -293,6 +293,6 @@ def test_clusters_are_of_training_prompts(outcomes):
 def test_short_names_stay_distinct():
     names = ["gpt-4o-2024-05-13", "gpt-4o-2024-08-06", "claude-3-5-sonnet-20240620", "claude-3-5-sonnet-20241022",
              "NousResearch_Hermes-2-Pro-Mistral-7B", "snowflake_arctic", "mistral-large-2407"]
-    assert [*map(short_name, names)] == [
+    assert [*map(without_date, names)] == [
         "gpt-4o 24-05", "gpt-4o 24-08", "claude-3-5-sonnet 24-06", "claude-3-5-sonnet 24-10", "Hermes-2-Pro-Mistral-7B",
         "snowflake_arctic", "mistral-large-2407"]

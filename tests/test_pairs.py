@@ -12,7 +12,7 @@ from torch import nn
 from mtrouter_nb.data.outcomes import OutcomeError, OutcomeMatrix
 from mtrouter_nb.single_turn import two_model as pairs
 from mtrouter_nb.single_turn.interface import LacksInput, Queries
-from mtrouter_nb.single_turn.two_model import (Cascade, FrugalGPT, HybridLLM, RouteLLM, answer_embeddings,
+from mtrouter_nb.single_turn.two_model import (PairCascade, FrugalGPT, HybridLLM, RouteLLM, answer_embeddings,
                                                choose_pair, within)
 
 KINDS = [HybridLLM, RouteLLM, FrugalGPT, lambda **k: FrugalGPT(sees_answer=False, **k)]
@@ -269,7 +269,7 @@ def test_calls_and_costs_are_those_of_a_loop():
     train, test = world(300, 0), world(120, 1)
     test[1].answers["small"][::5] = np.nan  # no answer: nothing to believe
     router = FrugalGPT().fit(*train)
-    edges = (Cascade(0, 1, -np.inf), Cascade(0, 1, np.inf), Cascade(1, 0, 0.6), Cascade(1, 0, -np.inf))
+    edges = (PairCascade(0, 1, -np.inf), PairCascade(0, 1, np.inf), PairCascade(1, 0, 0.6), PairCascade(1, 0, -np.inf))
     router.cascades, router.settings = [*router.cascades, *edges], [*router.settings, 1, 2, 3, 4]
     made = router.choose(test[1])
     score, cost = made.outcome(test[0])

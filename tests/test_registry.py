@@ -28,8 +28,8 @@ import pandas as pd
 from mtrouter_nb.core.encoders import ENCODERS, EncoderEntry
 from mtrouter_nb.data.sources import SOURCES
 from mtrouter_nb.data.upstream import OutcomeSource, read_table
-from mtrouter_nb.multi_turn.contenders import ROUTERS as MULTI_TURN, Learned
-from mtrouter_nb.single_turn.evaluation import ROUTERS as SINGLE_TURN, RouterEntry
+from mtrouter_nb.multi_turn.contenders import CONTENDERS as MULTI_TURN, Learned
+from mtrouter_nb.single_turn.evaluation import CONTENDERS as SINGLE_TURN, RouterEntry
 from mtrouter_nb.single_turn.interface import Choices
 
 
@@ -90,7 +90,7 @@ def ours(tmp_path, monkeypatch):
     monkeypatch.setenv("MTROUTER_CACHE", str(tmp_path / "cache"))
     (tmp_path / "ours.py").write_text(OURS)
     monkeypatch.syspath_prepend(tmp_path)
-    registries = sources.SOURCES, encoders.ENCODERS, evaluation.ROUTERS, contenders.ROUTERS
+    registries = sources.SOURCES, encoders.ENCODERS, evaluation.ROUTERS, contenders.CONTENDERS
     before = [dict(registry) for registry in registries]
     yield importlib.import_module("ours")
     del sys.modules["ours"]
@@ -116,7 +116,7 @@ def test_a_multi_turn_router_of_ones_own_stands_in_the_table(ours):
     few = log.select(task_ids=log.tasks["task_id"][::8])
     world = ReplayWorld(few, sources.pool_of(few), HistoryEncoder(encoders.ENCODERS["letters"].make()))
     settings = Settings(folds=2, runs=1, fits=1, random_seeds=1, prices=(0.0, 5.0), budgets=(0.01,), clusters=2)
-    mine = {"Mean Q": contenders.ROUTERS["Mean Q"]}
+    mine = {"Mean Q": contenders.CONTENDERS["Mean Q"]}
     found = run_all(world, settings, mine, workers=1, progress=False)
     rows = method_table(found.rollouts.query("split == 'test'"), ["rights", "method", "parameter"])
     ours, theirs = (rows[(rows["rights"] == "matched") & (rows["method"] == name)] for name in ("Mean Q", "grand-120b"))
@@ -125,7 +125,7 @@ def test_a_multi_turn_router_of_ones_own_stands_in_the_table(ours):
 
 
 def test_what_is_not_there_is_named():
-    for registry in (sources.SOURCES, encoders.ENCODERS, evaluation.ROUTERS, contenders.ROUTERS):
+    for registry in (sources.SOURCES, encoders.ENCODERS, evaluation.ROUTERS, contenders.CONTENDERS):
         said = f"There is no {registry.kind} 'none'; there are '{next(iter(registry))}'"
         with pytest.raises(UnknownName, match=said): registry["none"]
         with pytest.raises(ValueError, match="already; give yours another name"):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CASCADES', 'SINGLES', 'WORLDS', 'POWER', 'FOR_ALL', 'STEPS', 'cascade_offers', 'permuted_histories',
-           'shuffled_models', 'repriced', 'doubted', 'chosen_rows', 'run_contrast', 'Piece', 'contrast_pieces',
+           'shuffled_models', 'repriced', 'doubted', 'chosen_rows', 'run_contrast', 'ContrastJob', 'contrast_pieces',
            'stored_pieces', 'contrast_results', 'per_task', 'holm', 'difference', 'contrast_table', 'frontier',
            'against_logged', 'one_cascade', 'waterfall', 'mtrouter_cost']
 
@@ -139,7 +139,7 @@ def run_contrast(world: ReplayWorld, split: Split, rights: Rights, settings: Set
 
 # %% ../../nbs/analyses/04_contrast.ipynb #cell-033
 @dataclass(frozen=True)
-class Piece:
+class ContrastJob:
     "One stored piece: a world (a key of `WORLDS`), a fold seed, a split, rights."
     world: str
     seed: int
@@ -148,9 +148,9 @@ class Piece:
 
 # %% ../../nbs/analyses/04_contrast.ipynb #cell-035
 def contrast_pieces(world: ReplayWorld, settings: Settings, worlds: Iterable[str], seeds: Sequence[int],
-                    kind: str) -> list[Piece]:
+                    kind: str) -> list[ContrastJob]:
     "Every combination, the splits of `kind` (test or ood) of each fold seed."
-    return [Piece(name, seed, split, rights) for name in worlds for seed in seeds
+    return [ContrastJob(name, seed, split, rights) for name in worlds for seed in seeds
             for split in splits(world.tasks, settings.folds, seed) if split.kind == kind for rights in RIGHTS]
 
 # %% ../../nbs/analyses/04_contrast.ipynb #cell-038
@@ -160,7 +160,7 @@ def _compute(world, piece, settings, change):
     return dict(chosen=run_contrast(changed, piece.split, piece.rights, settings, piece.seed, plans))
 
 # %% ../../nbs/analyses/04_contrast.ipynb #cell-040
-def stored_pieces(run: Experiment, pieces: list[Piece], compute: Callable, label: str, workers: int = 2,
+def stored_pieces(run: Experiment, pieces: list[ContrastJob], compute: Callable, label: str, workers: int = 2,
                   progress: bool = True) -> dict:
     "The frames of `compute(world, piece, settings, change)` over `pieces`, joined by table, with `world` and `seed`."
     settings, world = run.settings, run.world

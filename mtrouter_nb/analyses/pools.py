@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BOUNDS', 'CURATIONS', 'STATISTICS', 'item_weights', 'interval', 'mean_over', 'mean_of_datasets', 'top_models',
-           'unique_solves', 'short_name', 'solved_again', 'dataset_gain', 'dataset_means', 'Routed', 'parts_of',
+           'unique_solves', 'without_date', 'solved_again', 'dataset_gain', 'dataset_means', 'Routed', 'pool_splits',
            'yardsticks', 'routed_of', 'count_bins', 'by_bin', 'recall_at', 'subset_means', 'pool_scores',
            'accuracy_order', 'greedy_order', 'Estimates', 'estimates_of', 'PoolCurve', 'pool_curves', 'pool_needed',
            'timed', 'latency_table', 'pick_within', 'clusters_of', 'latency_limits', 'latency_curves']
@@ -82,7 +82,7 @@ def unique_solves(matrix: OutcomeMatrix, weights: np.ndarray) -> pd.DataFrame:
                              **interval(mean_over(alone, weights[:, known]))))
 
 # %% ../../nbs/analyses/08_pools.ipynb #cell-024
-def short_name(model: str) -> str:
+def without_date(model: str) -> str:
     "`model` for a crowded figure: without its maker before an underscore, and with year and month of a date."
     name = re.sub(r"^[A-Za-z-]+_(?=.{8})", "", model)
     return re.sub(r"-20(\d\d)-?(\d\d)-?\d\d(?!\d)", r" \1-\2", name)
@@ -136,7 +136,7 @@ class Routed:
         return Routed(self.rows, {**self.score, **other.score}, {**self.ranking, **other.ranking})
 
 # %% ../../nbs/analyses/08_pools.ipynb #cell-038
-def parts_of(matrix: OutcomeMatrix, seeds: Sequence[int] = SEEDS) -> list:
+def pool_splits(matrix: OutcomeMatrix, seeds: Sequence[int] = SEEDS) -> list:
     "(training, fit, validation, test) rows per seed; fit (four fifths) and validation make up training."
     parts = []
     for seed in seeds:
@@ -172,7 +172,7 @@ def routed_of(bench: Bench) -> Routed:
         score[name] = np.concatenate([scores.score[scores.configs["method"] == name][0] for scores in chosen])
         ranks = [bench.fits[name, seed].ranking for seed in bench.seeds]
         if all(map(len, ranks)): ranking[name] = np.concatenate(ranks).astype(float)
-    return Routed(np.concatenate([test for *_, test in parts_of(bench.matrix, bench.seeds)]), score, ranking)
+    return Routed(np.concatenate([test for *_, test in pool_splits(bench.matrix, bench.seeds)]), score, ranking)
 
 # %% ../../nbs/analyses/08_pools.ipynb #cell-047
 def count_bins(n_models: int) -> dict:
@@ -283,7 +283,7 @@ class Estimates:
 def estimates_of(matrix: OutcomeMatrix, queries: Queries, make: Callable, seeds: Sequence[int] = SEEDS) -> Estimates:
     "Fit `make(seed)` on each seed's fit rows and keep its rankings; equal models in the order of their training means."
     held, test = [], []
-    for seed, (_, fit, *rest) in zip(seeds, parts_of(matrix, seeds)):
+    for seed, (_, fit, *rest) in zip(seeds, pool_splits(matrix, seeds)):
         router = make(seed).fit(matrix.take(fit), queries.take(fit))
         accuracy = dataset_means(matrix, fit).mean(0)
         for rows, kept in zip(rest, (held, test)):
@@ -310,7 +310,7 @@ def pool_curves(matrix: OutcomeMatrix, weights: np.ndarray, estimates: Mapping[s
     `spread`: where 95 % of `subsets` random pools lie. Raises ValueError for a matrix with missing scores.
     """
     if np.isnan(matrix.score).any(): raise ValueError(f"{matrix.name}: a score is missing; take matrix.complete().")
-    parts, curves = parts_of(matrix, seeds), []
+    parts, curves = pool_splits(matrix, seeds), []
     for who in ("oracle", "best single", *estimates):
         found = [_pool_values(matrix, *part, who, estimates.get(who), i, subsets) for i, part in enumerate(parts)]
         rows = np.concatenate([test for *_, test in parts])
@@ -429,7 +429,7 @@ def latency_curves(matrix: OutcomeMatrix, weights: np.ndarray, groups: Mapping[s
     enough for.
     """
     limits = latency_limits(matrix, statistic) if limits is None else np.asarray(limits, float)
-    parts = parts_of(matrix, seeds)
+    parts = pool_splits(matrix, seeds)
     rows = np.concatenate([test for *_, test in parts])
     w, dataset, tables, single = weights[:, rows], matrix.dataset[rows], [], None
     for method, labels in {"single": [np.zeros(len(matrix), int)] * len(parts), **groups}.items():

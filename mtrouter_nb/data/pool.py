@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from ..core.files import data_dir
+from ..core.files import data_dir, save_atomic
 
 # %% ../../nbs/data/00_pool.ipynb #cell-005
 class UnknownModel(KeyError):
@@ -115,10 +115,7 @@ ModelPool.features = _features
 # %% ../../nbs/data/00_pool.ipynb #cell-024
 def _to_csv(self, path: str | Path) -> Path:
     "Write the pool as CSV (first column model); the file appears whole or not at all."
-    path = Path(path)
-    partial = path.with_name(path.name + ".part")
-    self.table.to_csv(partial, lineterminator="\n")
-    return partial.replace(path)
+    return save_atomic(path, lambda file: self.table.to_csv(file, lineterminator="\n"))
 
 # %% ../../nbs/data/00_pool.ipynb #cell-026
 def _from_csv(cls, path: str | Path) -> "ModelPool":

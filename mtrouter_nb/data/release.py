@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +26,7 @@ from filelock import FileLock
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
-from ..core.files import COMPLETE, in_short, name_damage, write_atomic
+from ..core.files import COMPLETE, in_short, name_damage, save_atomic, write_atomic
 from ..core.splits import stable_hash
 from .outcomes import VALUES, OutcomeError, OutcomeMatrix, refuse_first
 from .turns import UNREADABLE
@@ -162,18 +162,9 @@ def _prompt_table(prompts: list[str], queries: list[str]) -> tuple[pa.Table, str
     return pa.table(table), digest.hexdigest()
 
 # %% ../../nbs/data/10_release.ipynb #cell-046
-def _written(path: Path, save: Callable):
-    "`save(file)` under a temporary name, then rename."
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        save(partial)
-        partial.replace(path)
-    finally: partial.unlink(missing_ok=True)
-
-# %% ../../nbs/data/10_release.ipynb #cell-048
 def _write(table: pa.Table, path: Path):
-    _written(path, lambda file: pq.write_table(table, file, compression="zstd", compression_level=1,
-                                               write_page_checksum=True))
+    save_atomic(path, lambda file: pq.write_table(table, file, compression="zstd", compression_level=1,
+                                                  write_page_checksum=True))
 
 
 def _read(path: Path) -> pa.Table:
@@ -183,20 +174,20 @@ def _read(path: Path) -> pa.Table:
         raise ReleaseError(f"{path} is lost or damaged ({in_short(error)}); delete it, if it is there, and run "
                            "convert_release again.") from error
 
-# %% ../../nbs/data/10_release.ipynb #cell-050
+# %% ../../nbs/data/10_release.ipynb #cell-048
 def _flaw(path: Path, rows: int) -> str:
     "Why `path` is no whole table of `rows` rows, by its footer; empty where it is one."
     try: found = pq.read_metadata(path).num_rows
     except UNREADABLE as error: return in_short(error)
     return "" if found == rows else f"it has {found} rows, {rows} were written"
 
-# %% ../../nbs/data/10_release.ipynb #cell-052
+# %% ../../nbs/data/10_release.ipynb #cell-050
 def _stamp(path: Path, stat: os.stat_result) -> int:
     "When a run was made, as digits YYYYMMDDHHMMSS."
     if found := re.search(r"(\d{8})_(\d{6})\.json$", path.name): return int(found[1] + found[2])
     return int(datetime.fromtimestamp(stat.st_mtime, UTC).strftime("%Y%m%d%H%M%S"))
 
-# %% ../../nbs/data/10_release.ipynb #cell-054
+# %% ../../nbs/data/10_release.ipynb #cell-052
 def _about(path: Path, stat: os.stat_result, root: Path, run: _Run) -> dict:
     "What the manifest says of a file: where it is, which state of it, and what run it holds."
     parts = path.relative_to(root).parts
@@ -205,10 +196,10 @@ def _about(path: Path, stat: os.stat_result, root: Path, run: _Run) -> dict:
                 split_folder=len(parts) != 3, counts=run.counts,
                 synthetic=(run.data_fingerprint or "").startswith("synthetic"))
 
-# %% ../../nbs/data/10_release.ipynb #cell-057
+# %% ../../nbs/data/10_release.ipynb #cell-055
 def _name_of(path: str) -> str: return hashlib.blake2b(path.encode(), digest_size=10).hexdigest()
 
-# %% ../../nbs/data/10_release.ipynb #cell-059
+# %% ../../nbs/data/10_release.ipynb #cell-057
 def _convert_file(path: Path, root: Path, out: Path) -> str:
     "Convert one file; returns the sentence that says why it could not be, empty after a success."
     target = out / "rows" / f"{_name_of(path.relative_to(root).as_posix())}.parquet"
@@ -232,7 +223,7 @@ def _convert_file(path: Path, root: Path, out: Path) -> str:
     pa.default_memory_pool().release_unused()  # or the next file adds to it
     return ""
 
-# %% ../../nbs/data/10_release.ipynb #cell-061
+# %% ../../nbs/data/10_release.ipynb #cell-059
 def _result_files(root: Path) -> tuple[Path, list[Path]]:
     "The folder that holds the datasets' folders, and its JSON files."
     base = next((root / sub for sub in ("results/bench", "bench") if (root / sub).is_dir()), root)
@@ -241,7 +232,7 @@ def _result_files(root: Path) -> tuple[Path, list[Path]]:
                            "unpack the release there, or name the folder that holds it.")
     return base, files
 
-# %% ../../nbs/data/10_release.ipynb #cell-063
+# %% ../../nbs/data/10_release.ipynb #cell-061
 def _converted(out: Path) -> dict:
     "Path -> what is known of each file that was converted before, and whose two tables are whole."
     known, flaws = {}, {}
@@ -259,7 +250,7 @@ def _converted(out: Path) -> dict:
         if flaw and shared.exists(): name_damage(shared, flaw)
     return known
 
-# %% ../../nbs/data/10_release.ipynb #cell-065
+# %% ../../nbs/data/10_release.ipynb #cell-063
 _LOST = "its tables are lost or damaged, and its JSON is gone"
 
 
@@ -285,7 +276,7 @@ def _survey(base: Path, files: list[Path], known: dict, former: dict) -> list[di
     return rows + [known[place] | dict(status="converted", note="JSON is gone") if place in known
                    else former[place] | dict(status="unreadable", note=_LOST) for place in sorted(gone)]
 
-# %% ../../nbs/data/10_release.ipynb #cell-068
+# %% ../../nbs/data/10_release.ipynb #cell-066
 def _only_newest(rows: list[dict]):
     "Mark all but the newest run of each (dataset, split, model) as older."
     newest = {}
@@ -297,12 +288,12 @@ def _only_newest(rows: list[dict]):
             older["status"] = "older run"
             newest[key] = row if older is last else last
 
-# %% ../../nbs/data/10_release.ipynb #cell-071
+# %% ../../nbs/data/10_release.ipynb #cell-069
 MANIFEST = "files.csv"  # what `convert_release` made of each file
 _COLUMNS = ["path", "bytes", "mtime_ns", "stamp", "dataset", "split", "model", "rows", "paid", "counts", "prompts",
             "status", "note", "split_named", "split_folder", "synthetic"]
 
-# %% ../../nbs/data/10_release.ipynb #cell-073
+# %% ../../nbs/data/10_release.ipynb #cell-071
 def _convert_named(path: str, base: Path, out: Path): return path, _convert_file(base / path, base, out)
 
 
@@ -312,7 +303,7 @@ def _convert_all(paths, base, out, workers):
     jobs = (delayed(_convert_named)(path, base, out) for path in paths)
     return Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1)(jobs)
 
-# %% ../../nbs/data/10_release.ipynb #cell-075
+# %% ../../nbs/data/10_release.ipynb #cell-073
 def _convert_missing(rows: list[dict], base: Path, out: Path, workers: int, progress: bool):
     "Convert what is still to do, largest files first, and say in `rows` what came of it."
     todo = {row["path"]: row for row in sorted(rows, key=lambda row: -row["bytes"]) if row["status"] == "to do"}
@@ -322,7 +313,7 @@ def _convert_missing(rows: list[dict], base: Path, out: Path, workers: int, prog
             todo[path] |= dict(status="unreadable", note=error) if error else dict(status="converted")
             bar.update(todo[path]["bytes"])
 
-# %% ../../nbs/data/10_release.ipynb #cell-078
+# %% ../../nbs/data/10_release.ipynb #cell-076
 def _settle(rows: list[dict], known: dict) -> pd.DataFrame:
     "The manifest, after converting: `known` is what is whole now. What vanished meanwhile counts as unreadable."
     for row in rows:
@@ -334,12 +325,12 @@ def _settle(rows: list[dict], known: dict) -> pd.DataFrame:
     _only_newest(rows)
     return pd.DataFrame([known.get(row["path"], {}) | row for row in rows], columns=_COLUMNS)
 
-# %% ../../nbs/data/10_release.ipynb #cell-080
+# %% ../../nbs/data/10_release.ipynb #cell-078
 def _save_manifest(manifest: pd.DataFrame, out: Path):
-    _written(out / MANIFEST, lambda file: manifest.to_csv(file, index=False, lineterminator="\n"))
+    save_atomic(out / MANIFEST, lambda file: manifest.to_csv(file, index=False, lineterminator="\n"))
     write_atomic(out / COMPLETE, json.dumps({MANIFEST: len(manifest)}))
 
-# %% ../../nbs/data/10_release.ipynb #cell-082
+# %% ../../nbs/data/10_release.ipynb #cell-080
 def _read_manifest(out: Path) -> pd.DataFrame:
     "What `_save_manifest` wrote. Raises `ReleaseError` where it is not there or not whole."
     if not (path := out / MANIFEST).exists():
@@ -354,7 +345,7 @@ def _read_manifest(out: Path) -> pd.DataFrame:
                            "whole.") from error
     return files
 
-# %% ../../nbs/data/10_release.ipynb #cell-085
+# %% ../../nbs/data/10_release.ipynb #cell-083
 def _former(out: Path) -> dict:
     "Path -> row of the manifest of the run before, where it was converted, or lost since."
     try: files = _read_manifest(out)
@@ -364,7 +355,7 @@ def _former(out: Path) -> dict:
     files = files[(files["status"] == "converted") | (files["note"] == _LOST)]
     return {row["path"]: row for row in files.to_dict("records")}
 
-# %% ../../nbs/data/10_release.ipynb #cell-088
+# %% ../../nbs/data/10_release.ipynb #cell-086
 def _raise_unreadable(manifest: pd.DataFrame):
     "One sentence on the files that could not be read, if any."
     bad = manifest[manifest["status"] == "unreadable"]
@@ -374,7 +365,7 @@ def _raise_unreadable(manifest: pd.DataFrame):
         raise ReleaseError(f"{first['path']} is unreadable ({first['note']}){more}; all other files are converted: "
                            f"fetch {'these' if others else 'this one'} again and run this again, or go on without.")
 
-# %% ../../nbs/data/10_release.ipynb #cell-091
+# %% ../../nbs/data/10_release.ipynb #cell-089
 def _convert(base: Path, files: list[Path], out: Path, workers: int, progress: bool) -> pd.DataFrame:
     "Convert what is missing; returns the manifest, which it also writes."
     for sub in ("rows", "prompts"): (out / sub).mkdir(parents=True, exist_ok=True)
@@ -391,7 +382,7 @@ def _convert(base: Path, files: list[Path], out: Path, workers: int, progress: b
         _save_manifest(manifest, out)
     return manifest
 
-# %% ../../nbs/data/10_release.ipynb #cell-093
+# %% ../../nbs/data/10_release.ipynb #cell-091
 def convert_release(root: str | Path, out: str | Path, workers: int = 2, progress: bool = True) -> pd.DataFrame:
     """Convert the result files of the release in `root` to Parquet in `out`; what is converted already is left alone.
 
@@ -409,7 +400,7 @@ def convert_release(root: str | Path, out: str | Path, workers: int = 2, progres
     _raise_unreadable(manifest)
     return manifest
 
-# %% ../../nbs/data/10_release.ipynb #cell-095
+# %% ../../nbs/data/10_release.ipynb #cell-093
 QUIRKS = {
     "null score": "score missing", "failed call": "score and tokens missing", "negative tokens": "tokens missing",
     "zero cost of a priced model": "cost missing", "no price": "cost missing", "no cost": "cost missing",
@@ -423,14 +414,14 @@ QUIRKS = {
     "older run": "not read", "demo": "not read", "unreadable": "not read: mend the file and convert again",
 }
 
-# %% ../../nbs/data/10_release.ipynb #cell-097
+# %% ../../nbs/data/10_release.ipynb #cell-095
 PRICES = {  # USD per million tokens in and out: the paper's, and an invented one of the service
     "claude-sonnet-4": (3, 15), "gemini-2.5-flash": (.3, 2.5), "gemini-2.5-pro": (1.25, 10), "gpt-5-chat": (1.25, 10),
     "gpt-5": (1.25, 10), "qwen3-235b-a22b-2507": (.09, .6), "qwen3-235b-a22b-thinking-2507": (.3, 2.9),
     "deepseek-v3-0324": (.25, .88), "deepseek-v3.1-terminus": (.27, 1), "deepseek-r1-0528": (.5, 2.15),
     "glm-4.6": (.6, 2.2), "kimi-k2-0905": (.5, 2), "intern-s1": (.18, .54), "openrouter": (1, 5)}
 
-# %% ../../nbs/data/10_release.ipynb #cell-099
+# %% ../../nbs/data/10_release.ipynb #cell-097
 @dataclass(frozen=True)
 class Truth:
     """What a synthetic release must be read as: `matrices` by setting's name, `issues` (as `quality` counts them),
@@ -441,7 +432,7 @@ class Truth:
     rows: int
     files: int
 
-# %% ../../nbs/data/10_release.ipynb #cell-101
+# %% ../../nbs/data/10_release.ipynb #cell-099
 _CORPUS = ("A train leaves at 08:15 and covers 240 km at 60 km/h. Let $t = \\frac{240}{60}$, so t = 4. "
            'She said: "four hours" — naïve, but right.\n\tdef f(x):\n\t\treturn x ** 2  # ≥ 0\n') * 400
 
@@ -452,14 +443,14 @@ def _chunk(start: int, length: int) -> str:
     if start + length <= len(_CORPUS): return _CORPUS[start:start + length]
     return (_CORPUS[start:] + _CORPUS * (length // len(_CORPUS) + 1))[:length]
 
-# %% ../../nbs/data/10_release.ipynb #cell-104
+# %% ../../nbs/data/10_release.ipynb #cell-102
 def _made_prompts(dataset: str, n: int) -> list[tuple[str, str]]:
     "(prompt, question) of items 1 to n; the splits of one dataset begin alike."
     queries = [f"{dataset} {i}: {_chunk(31 * i, 120 + 37 * i % 200)}" for i in range(1, n + 1)]
     return [(f"Answer the question.\n\n{q}\n\nThink step by step, then write the answer in a box.\nAnswer:", q)
             for q in queries]
 
-# %% ../../nbs/data/10_release.ipynb #cell-107
+# %% ../../nbs/data/10_release.ipynb #cell-105
 @dataclass
 class _Made:
     "One (dataset, split) as it is written: arrays (n, M) of what is logged, and of what is true."
@@ -478,7 +469,7 @@ class _Made:
     def note(self, m, kind, count):
         if count: self.issues.append((self.dataset, self.split, self.models[m], kind, int(count)))
 
-# %% ../../nbs/data/10_release.ipynb #cell-109
+# %% ../../nbs/data/10_release.ipynb #cell-107
 def _draw(dataset, split, models, n, seed) -> _Made:
     "A part without quirks."
     rng = np.random.default_rng([seed, stable_hash(dataset, split) % 2**32])
@@ -499,7 +490,7 @@ def _draw(dataset, split, models, n, seed) -> _Made:
     return _Made(dataset, split, models, prompts, logged, truth, np.full(shape, "", object), np.ones(shape, bool),
                  np.ones(len(models), int), rng.integers(0, len(PERF_COST.models), n), [])
 
-# %% ../../nbs/data/10_release.ipynb #cell-112
+# %% ../../nbs/data/10_release.ipynb #cell-110
 def _fail(part, rows, m, words, scored):
     "Calls that failed: no tokens, no cost, and upstream's words in place of an answer."
     part.failed[rows, m] = words
@@ -509,7 +500,7 @@ def _fail(part, rows, m, words, scored):
     part.note(m, "failed call", len(rows))
     if np.isnan(scored): part.note(m, "null score", len(rows))
 
-# %% ../../nbs/data/10_release.ipynb #cell-115
+# %% ../../nbs/data/10_release.ipynb #cell-113
 def _spoil(part: _Made, seed: int):
     "Give each model its quirk, and count it."
     rng = np.random.default_rng([seed, 7, stable_hash(part.dataset, part.split) % 2**32])
@@ -535,7 +526,7 @@ def _spoil(part: _Made, seed: int):
         if kind == 4: part.note(m, "index from 0", n)
         if kind == 6: part.note(m, "index moved", n - 1)
 
-# %% ../../nbs/data/10_release.ipynb #cell-118
+# %% ../../nbs/data/10_release.ipynb #cell-116
 def _record(part: _Made, i: int, m: int, text: int) -> dict:
     "Record i of model m, in the order of upstream's keys; its answer has about `text` characters."
     prompt, query = part.prompts[i]
@@ -548,7 +539,7 @@ def _record(part: _Made, i: int, m: int, text: int) -> dict:
                 raw_output=part.failed[i, m] or _chunk(17 * i + m, text // 2 + (i * 7919 + m * 104729) % max(text, 1)),
                 extra_fields=dict(actual_model=PERF_COST.models[part.choices[i]]) if service else {})
 
-# %% ../../nbs/data/10_release.ipynb #cell-121
+# %% ../../nbs/data/10_release.ipynb #cell-119
 def _result(part: _Made, m: int, records: list, seed: int, demo=False) -> dict:
     "A result file's content: the header, then the records."
     known = [r["score"] for r in records if r["score"] is not None]
@@ -557,7 +548,7 @@ def _result(part: _Made, m: int, records: list, seed: int, demo=False) -> dict:
                 model_name=part.models[m], dataset_name=part.dataset, split=part.split, demo=demo, extra_metrics={},
                 data_fingerprint=f"synthetic-{seed}", records=records)
 
-# %% ../../nbs/data/10_release.ipynb #cell-123
+# %% ../../nbs/data/10_release.ipynb #cell-121
 def _save_result(root: Path, result: dict, stamp: str, split_folder=True) -> Path:
     "Write a result where upstream would, laid out as `json.dump(..., indent=2, ensure_ascii=False)` does."
     names = [result[k] for k in ("dataset_name", "split", "model_name")]
@@ -567,10 +558,10 @@ def _save_result(root: Path, result: dict, stamp: str, split_folder=True) -> Pat
     path.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=2))
     return path
 
-# %% ../../nbs/data/10_release.ipynb #cell-126
+# %% ../../nbs/data/10_release.ipynb #cell-124
 SUBSETS = {("simpleqa", "subset_500"): 500, ("hle", "subset_500"): 500}  # splits that lie inside `test`
 
-# %% ../../nbs/data/10_release.ipynb #cell-128
+# %% ../../nbs/data/10_release.ipynb #cell-126
 def _plan(rows: int, quirks: bool) -> list[tuple]:
     "(dataset, split, models, n) of every part; the two settings together have about `rows` records."
     total = sum(sum(s.sizes.values()) * len(s.models) for s in (PERFORMANCE, PERF_COST))
@@ -587,7 +578,7 @@ def _plan(rows: int, quirks: bool) -> list[tuple]:
             parts[dataset, split] = list(PERF_COST.models[:3]), max(4, round(n * rows / total))
     return [(dataset, split, models, n) for (dataset, split), (models, n) in parts.items()]
 
-# %% ../../nbs/data/10_release.ipynb #cell-131
+# %% ../../nbs/data/10_release.ipynb #cell-129
 def _write_part(root: Path, part: _Made, seed: int, text: int, quirks: bool) -> list[int]:
     "Write every model's file; returns how many records each holds."
     counts = []
@@ -602,7 +593,7 @@ def _write_part(root: Path, part: _Made, seed: int, text: int, quirks: bool) -> 
             counts.append(3)
     return counts
 
-# %% ../../nbs/data/10_release.ipynb #cell-133
+# %% ../../nbs/data/10_release.ipynb #cell-131
 def _true_matrix(setting: Setting, parts: dict) -> OutcomeMatrix:
     "What `load_release` must make of the parts of `setting`; a model without a file is missing."
     items, tables = [], {f: [] for f in VALUES}
@@ -617,7 +608,7 @@ def _true_matrix(setting: Setting, parts: dict) -> OutcomeMatrix:
     return OutcomeMatrix(setting.name, pd.DataFrame(items, columns=["item_id", "dataset", "repeat", "prompt"]),
                          setting.models, **{f: np.concatenate(t) for f, t in tables.items()}, evidence="simulated")
 
-# %% ../../nbs/data/10_release.ipynb #cell-136
+# %% ../../nbs/data/10_release.ipynb #cell-134
 def _true_choices(parts: dict) -> pd.DataFrame:
     "What `openrouter_choices` must return."
     rows = []
@@ -628,7 +619,7 @@ def _true_choices(parts: dict) -> pd.DataFrame:
                   part.truth["cost"][i, m]) for i in np.flatnonzero(part.written[:, m])]
     return pd.DataFrame(rows, columns=["item_id", "dataset", "chosen", "score", "cost_usd"])
 
-# %% ../../nbs/data/10_release.ipynb #cell-138
+# %% ../../nbs/data/10_release.ipynb #cell-136
 def _true_issues(parts: dict) -> pd.DataFrame:
     "What `quality` must count."
     rows = [issue for part in parts.values() for issue in part.issues]
@@ -642,7 +633,7 @@ def _true_issues(parts: dict) -> pd.DataFrame:
                  for key, whole in inside.items()]
     return pd.DataFrame(rows, columns=["dataset", "split", "model", "kind", "count"])
 
-# %% ../../nbs/data/10_release.ipynb #cell-141
+# %% ../../nbs/data/10_release.ipynb #cell-139
 def write_synthetic_release(folder: str | Path, rows: int = 391_000, seed: int = 0, text: int = 1000,
                             quirks: bool = True) -> Truth:
     """A made-up release under `folder`/results/bench, the same for the same arguments, and what it must be read as.
@@ -666,7 +657,7 @@ def write_synthetic_release(folder: str | Path, rows: int = 391_000, seed: int =
     choices = _true_choices(parts) if quirks else pd.DataFrame()
     return Truth(matrices, _true_issues(parts), choices, sum(counts), len(counts))
 
-# %% ../../nbs/data/10_release.ipynb #cell-149
+# %% ../../nbs/data/10_release.ipynb #cell-147
 def _texts(out: Path, names: Iterable[str]) -> tuple[np.ndarray, dict]:
     "All distinct texts, and per prompt file the number of each record's prompt and question in them, -1 for none."
     tables = {n: _read(out / "prompts" / f"{n}.parquet").to_pydict() for n in dict.fromkeys(names)}
@@ -681,14 +672,14 @@ def _texts(out: Path, names: Iterable[str]) -> tuple[np.ndarray, dict]:
     pieces = np.split(codes, cuts)
     return texts, {n: (pieces[2 * i], pieces[2 * i + 1]) for i, n in enumerate(tables)}
 
-# %% ../../nbs/data/10_release.ipynb #cell-152
+# %% ../../nbs/data/10_release.ipynb #cell-150
 def _step(number, query, reference: pd.Series) -> int:
     "By how much to move `number` so that most questions agree with `reference` (question by number)."
     if not len(number) or np.array_equal(number, reference.index) and np.array_equal(query, reference): return 0
     agree = {s: (reference.reindex(number + s).to_numpy() == query).mean() for s in (0, 1, -1)}
     return max(agree, key=agree.get)
 
-# %% ../../nbs/data/10_release.ipynb #cell-155
+# %% ../../nbs/data/10_release.ipynb #cell-153
 def _read_rows(out: Path, files: pd.DataFrame) -> pd.DataFrame:
     "Records of `files`, one file after the other, as logged."
     tables = [_read(out / "rows" / f"{_name_of(path)}.parquet") for path in files["path"]]
@@ -699,7 +690,7 @@ def _read_rows(out: Path, files: pd.DataFrame) -> pd.DataFrame:
                                "to its end.")
     return pa.concat_tables([table.replace_schema_metadata() for table in tables]).to_pandas()
 
-# %% ../../nbs/data/10_release.ipynb #cell-157
+# %% ../../nbs/data/10_release.ipynb #cell-155
 def _part(out: Path, files: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
     "Records of one (dataset, split), as logged, with number, prompt and query (numbers in the texts returned)."
     rows, sizes = _read_rows(out, files), files["rows"].to_numpy(int)
@@ -722,7 +713,7 @@ def _part(out: Path, files: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
     rows = rows.assign(prompt=prompt, query=query, **{k: np.repeat(v, sizes) for k, v in per_file.items()})
     return rows.assign(number=number + rows["step"]), texts
 
-# %% ../../nbs/data/10_release.ipynb #cell-160
+# %% ../../nbs/data/10_release.ipynb #cell-158
 def _clean(rows: pd.DataFrame) -> pd.DataFrame:
     "Score, cost and tokens of records with NaN for what is not known."
     read, written = rows["input_tokens"], rows["output_tokens"]
@@ -730,7 +721,7 @@ def _clean(rows: pd.DataFrame) -> pd.DataFrame:
     written = written.where((written > 0) | ((written == 0) & (read > 0)))  # an answer may be empty
     return rows.assign(score=score, cost_usd=cost, input_tokens=read.where(read > 0), output_tokens=written)
 
-# %% ../../nbs/data/10_release.ipynb #cell-163
+# %% ../../nbs/data/10_release.ipynb #cell-161
 def _refuse(rows: pd.DataFrame, name: str):
     "Raise `OutcomeError` where two readings of the records are possible."
     refuse_first(rows, rows.duplicated(["model", "number"], keep="first"), name,
@@ -744,19 +735,19 @@ def _refuse(rows: pd.DataFrame, name: str):
     refuse_first(rows, (rows["score"] < 0) | (rows["score"] > 1), name,
            "model {model} has the score {score} on item {number}; a score is 0 to 1")
 
-# %% ../../nbs/data/10_release.ipynb #cell-166
+# %% ../../nbs/data/10_release.ipynb #cell-164
 def release_files(out: str | Path, status: str = "converted") -> pd.DataFrame:
     "The manifest's rows of one status. Raises `ReleaseError` where nothing was converted yet, or it is damaged."
     files = _read_manifest(Path(out))
     return files[files["status"] == status].reset_index(drop=True)
 
-# %% ../../nbs/data/10_release.ipynb #cell-169
+# %% ../../nbs/data/10_release.ipynb #cell-167
 def _among(kind: str, wanted, known, whose: str):
     "Raise `ReleaseError` where `wanted` is not `known`."
     if wanted not in (known := set(known)):
         raise ReleaseError(f"{whose} has no {kind} {wanted!r}; it has {', '.join(sorted(known))}.")
 
-# %% ../../nbs/data/10_release.ipynb #cell-172
+# %% ../../nbs/data/10_release.ipynb #cell-170
 def _files_of(files: pd.DataFrame, setting: Setting, dataset: str) -> pd.DataFrame:
     "Files of the setting's split of `dataset`, every model's. Raises `ReleaseError` where there is none, or no record."
     _among("dataset", dataset, setting.splits, f"Setting {setting.name}")
@@ -767,7 +758,7 @@ def _files_of(files: pd.DataFrame, setting: Setting, dataset: str) -> pd.DataFra
     if not mine["rows"].sum(): raise ReleaseError(f"{dataset}/{split} has no records; fetch its files again.")
     return mine
 
-# %% ../../nbs/data/10_release.ipynb #cell-175
+# %% ../../nbs/data/10_release.ipynb #cell-173
 def _block(out, files, setting, dataset, models, as_upstream) -> tuple[pd.DataFrame, dict]:
     "(items, tables of values (n, M)) of one dataset."
     rows, texts = _part(Path(out), _files_of(files, setting, dataset))
@@ -784,7 +775,7 @@ def _block(out, files, setting, dataset, models, as_upstream) -> tuple[pd.DataFr
     items = dict(item_id=[f"{dataset}/{split}/{i}" for i in numbers], dataset=dataset, repeat=0, prompt=prompt)
     return pd.DataFrame(items), tables
 
-# %% ../../nbs/data/10_release.ipynb #cell-178
+# %% ../../nbs/data/10_release.ipynb #cell-176
 def load_release(out: str | Path, setting: Setting = PERF_COST, datasets: Iterable[str] = None,
                  models: Iterable[str] = None, as_upstream: bool = False) -> OutcomeMatrix:
     """Outcomes of a converted release: the datasets and models of `setting`, or some of them.
@@ -804,7 +795,7 @@ def load_release(out: str | Path, setting: Setting = PERF_COST, datasets: Iterab
     evidence = "simulated" if files["synthetic"].any() else "logged"
     return OutcomeMatrix(setting.name, items, tuple(models), **tables, evidence=evidence)
 
-# %% ../../nbs/data/10_release.ipynb #cell-188
+# %% ../../nbs/data/10_release.ipynb #cell-186
 def _record_quirks(rows: pd.DataFrame, priced: set) -> dict:
     "Kind -> which records have it, bool (n,)."
     free, paid = rows["cost_usd"] == 0, rows["model"].isin(priced)
@@ -820,7 +811,7 @@ def _record_quirks(rows: pd.DataFrame, priced: set) -> dict:
             "record twice": rows.duplicated(["model", "number"]),
             "score outside 0 to 1": (rows["score"] < 0) | (rows["score"] > 1)}
 
-# %% ../../nbs/data/10_release.ipynb #cell-191
+# %% ../../nbs/data/10_release.ipynb #cell-189
 def _part_quirks(out, files, priced, wanted) -> tuple[list, set]:
     "(model, kind, count, of) rows of one (dataset, split), and its questions; `wanted` models should be there."
     rows, texts = _part(Path(out), files)
@@ -833,7 +824,7 @@ def _part_quirks(out, files, priced, wanted) -> tuple[list, set]:
     found += [(model, "no file", items, items) for model in sorted(set(wanted) - set(files["model"]))]
     return found, set(texts[rows.loc[rows["query"] >= 0, "query"].unique()])
 
-# %% ../../nbs/data/10_release.ipynb #cell-193
+# %% ../../nbs/data/10_release.ipynb #cell-191
 def _file_quirks(out) -> list[tuple]:
     "(dataset, split, model, kind, count, of) rows that concern whole files."
     done = release_files(out)
@@ -846,7 +837,7 @@ def _file_quirks(out) -> list[tuple]:
         rows += [(f.dataset, f.split, f.model, status, 1, 1) for f in release_files(out, status).itertuples()]
     return rows + [("", "", f.path, "unreadable", 1, 1) for f in release_files(out, "unreadable").itertuples()]
 
-# %% ../../nbs/data/10_release.ipynb #cell-196
+# %% ../../nbs/data/10_release.ipynb #cell-194
 def quality(out: str | Path, settings: Collection[Setting] = (PERFORMANCE, PERF_COST)) -> pd.DataFrame:
     """What is odd about a converted release: dataset, split, model, kind (of `QUIRKS`), count, of, read_as.
 
@@ -867,7 +858,7 @@ def quality(out: str | Path, settings: Collection[Setting] = (PERFORMANCE, PERF_
     table = table.groupby(["dataset", "split", "model", "kind"], as_index=False).sum()  # several older runs: one row
     return table.assign(read_as=table["kind"].map(QUIRKS))
 
-# %% ../../nbs/data/10_release.ipynb #cell-200
+# %% ../../nbs/data/10_release.ipynb #cell-198
 def openrouter_choices(out: str | Path, setting: Setting = PERF_COST, datasets: Iterable[str] = None,
                        model: str = "openrouter") -> pd.DataFrame:
     """Frame of the records of the routing service `model`: item_id and dataset as in `load_release`, chosen (missing

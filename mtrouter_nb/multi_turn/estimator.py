@@ -7,6 +7,7 @@ __all__ = ['UNLIMITED_USD', 'RIGHTS_DIM', 'rights_features', 'state_blocks', 'Tr
            'PerModelRidge', 'PerModelTrees', 'ClusterQ']
 
 # %% ../../nbs/multi_turn/01_estimator.ipynb #cell-001
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -22,6 +23,7 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.linear_model import Ridge
 from torch import nn
 
+from ..core.files import write_atomic
 from ..core.splits import holdout
 from ..data.pool import ModelPool
 from ..data.turns import TurnLog, outcome_targets, proposes, turn_costs
@@ -173,9 +175,9 @@ class OutcomeEstimator:
         meta = dict(format=1, models=self.pool.names, pool=self.pool.fingerprint(), config=asdict(self.config),
                     x_dim=self.network.first.in_features - self.config.model_dim)
         arrays = {f"weight.{k}": v.numpy() for k, v in self.network.state_dict().items()}
-        temporary = Path(path).with_suffix(".tmp.npz")
-        np.savez(temporary, meta=np.array(json.dumps(meta)), **arrays)
-        temporary.replace(path)
+        content = io.BytesIO()
+        np.savez(content, meta=np.array(json.dumps(meta)), **arrays)
+        write_atomic(path, content.getvalue())
 
     @classmethod
     def load(cls, path: str | Path, pool: ModelPool) -> "OutcomeEstimator":

@@ -20,7 +20,7 @@ from ..core.store import stored, stored_all
 from ..data.sources import load_log, pool_of
 from ..data.turns import TurnLog
 from .cascades import CascadeFamily, best_cascade, chosen_pull, fold_group_sums
-from .contenders import ROUTERS, TABLES, Contender, run_contender
+from .contenders import CONTENDERS, TABLES, Contender, run_contender
 from .history import HistoryEncoder
 from .replay import ReplayWorld
 from .rollout import roll
@@ -153,9 +153,9 @@ def run_all(world: ReplayWorld, settings: Settings, routers: Mapping[str, Conten
             workers: int = 2, progress: bool = True) -> Results:
     """Every row of every contender, from the store or computed now (both cores, progress bar, resumable).
 
-    routers: `ROUTERS` when None.
+    routers: `CONTENDERS` when None.
     """
-    fixed, contenders = stored(_fixed, world, settings), [*(ROUTERS if routers is None else routers).values()]
+    fixed, contenders = stored(_fixed, world, settings), [*(CONTENDERS if routers is None else routers).values()]
     jobs = [(world, split, settings, contender) for split in splits(world.tasks, settings.folds, settings.seed)
             for contender in contenders]
     parts = stored_all(run_contender, jobs, "routers", workers, progress, lambda: world.states)  # embedded for all

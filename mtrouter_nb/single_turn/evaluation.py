@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ROUTERS', 'ABSENT', 'SMOKE_SEEDS', 'PROMPT_CUT', 'RouterEntry', 'routers_for', 'encoded', 'queries_of', 'rows_of',
-           'Fit', 'run_fit', 'Bench', 'bench_results', 'tables', 'benches', 'performance', 'curves']
+           'Fit', 'run_fit', 'Bench', 'bench_results', 'comparable_outcomes', 'benches', 'performance', 'curves']
 
 # %% ../../nbs/single_turn/05_evaluation.ipynb #cell-002
 from collections.abc import Callable, Mapping, Sequence
@@ -222,7 +222,7 @@ def bench_results(matrix: OutcomeMatrix, queries: Queries,
     return Bench(matrix, queries, {key: Fit(**fit) for key, fit in zip(each, fits)}, groups)
 
 # %% ../../nbs/single_turn/05_evaluation.ipynb #cell-028
-def tables(source: str = "auto", profile: str = "full") -> list[OutcomeMatrix]:
+def comparable_outcomes(source: str = "auto", profile: str = "full") -> list[OutcomeMatrix]:
     "What `load_all` gives, of each source with the models in which all is known that it takes to compare them."
     matrices = load_all(source, profile)
     return [m.select(measured_models(m, wanted)) if (wanted := SOURCES[m.name].complete) else m for m in matrices]
@@ -232,7 +232,7 @@ def benches(source: str = "auto", profile: str = "full", progress: bool = True) 
     "Every router on every table of outcomes that `load_all` gives, computed once per machine."
     routers, seeds = routers_for(profile), SEEDS if profile == "full" else SMOKE_SEEDS
     return [bench_results(matrix, queries_of(matrix), routers, seeds, progress=progress)
-            for matrix in tables(source, profile)]
+            for matrix in comparable_outcomes(source, profile)]
 
 # %% ../../nbs/single_turn/05_evaluation.ipynb #cell-030
 def performance(bench: Bench) -> pd.DataFrame:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GROUPS', 'CONFIG', 'RANDOM', 'BEST', 'BEST_TEST', 'ORACLE', 'PER_DATASET', 'PER_DATASET_TEST', 'CHOSEN', 'PEAK',
-           'KEYS', 'Scores', 'stack', 'dataset_table', 'best_single', 'best_per_dataset', 'bounds', 'against',
+           'METRIC_KEYS', 'Scores', 'stack', 'dataset_table', 'best_single', 'best_per_dataset', 'bounds', 'against',
            'avg_acc', 'sample_avg', 'total_cost', 'gain_at_random', 'gain_at_best', 'gap_at_oracle',
            'ratio_of_averages', 'lead_over_best', 'config_table', 'pareto_frontier', 'Anchors', 'pareto_dist',
            'hypervolume', 'perf_gain', 'cost_save', 'item_draws', 'over_seeds', 'bench_table', 'perfcost']
@@ -585,18 +585,18 @@ def _pareto_rows(grid: _Grid, anchors: Anchors = None) -> list:
     return rows
 
 # %% ../../nbs/single_turn/04_metrics.ipynb #cell-182
-KEYS = ["method", "setting", "group", "metric", "chosen"]
+METRIC_KEYS = ["method", "setting", "group", "metric", "chosen"]
 
 # %% ../../nbs/single_turn/04_metrics.ipynb #cell-184
 def _summary(rows: list) -> pd.DataFrame:
-    "One row per `KEYS` from (row, values (1 + resamples,)) of every seed: mean over the seeds that have a value."
-    about = pd.DataFrame([row for row, _ in rows], columns=[*KEYS, "note"])
-    groups = about.groupby(KEYS, sort=False, dropna=False)
+    "One row per `METRIC_KEYS` from (row, values (1 + resamples,)) of every seed: mean over the seeds that have a value."
+    about = pd.DataFrame([row for row, _ in rows], columns=[*METRIC_KEYS, "note"])
+    groups = about.groupby(METRIC_KEYS, sort=False, dropna=False)
     number, values = groups.ngroup().to_numpy(), np.array([v for _, v in rows])
     total, known = (np.zeros((groups.ngroups, values.shape[1])) for _ in range(2))
     np.add.at(total, number, np.where(np.isnan(values), 0, values))
     np.add.at(known, number, ~np.isnan(values))
-    mean, keys = _ratio(total, known), about[KEYS].drop_duplicates(ignore_index=True)
+    mean, keys = _ratio(total, known), about[METRIC_KEYS].drop_duplicates(ignore_index=True)
     value, share = mean[:, 0].copy(), (keys["metric"] == "CostSaveQualifies").to_numpy()
     low = high = np.full(len(value), np.nan)
     if mean.shape[1] > 1:

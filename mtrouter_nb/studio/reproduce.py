@@ -27,7 +27,7 @@ from ..core.closure import versions
 from ..core.files import Digests, data_homes, file_digest, load_table, project_root, write_atomic
 from .notebooks import (ReproduceError, Sources, all_sources, checked_parameters,
                                           notebook_parameters, paper_notebooks)
-from .provenance import KINDS, made_by, manifest_entry, manifest_faults, write_manifest
+from .provenance import FILE_KINDS, made_by, manifest_entry, manifest_faults, write_manifest
 
 # %% ../../nbs/studio/04_reproduce.ipynb #cell-009
 @dataclass(frozen=True, eq=False)
@@ -66,7 +66,7 @@ class Job:
 def _outputs(job: Job) -> dict:
     "File (relative to `OUT`) -> sha256 of the figures and claims that `job` left; None for one that is not there."
     folder = project_root() / job.parameters["OUT"]
-    files = [f"{figure}.{kind}" for figure in made_by(job.source, job.parameters["OUT"]) for kind in KINDS]
+    files = [f"{figure}.{kind}" for figure in made_by(job.source, job.parameters["OUT"]) for kind in FILE_KINDS]
     claims = f"claims/{job.name}.csv"
     files += [claims] if (folder / claims).exists() else []
     return {name: file_digest(folder / name) if (folder / name).exists() else None for name in files}
