@@ -1,4 +1,6 @@
 __version__ = "0.1.0"
 
-# names of all modules, loaded on first use (nbs/api.ipynb); nbdev rewrites only the version above
-from mtrouter_nb.api import __dir__, __getattr__  # noqa: E402, F401
+# public names, each loaded on first use from where __init__.pyi says (nbs/api.ipynb); nbdev rewrites only the version
+import lazy_loader  # noqa: E402
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

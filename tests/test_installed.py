@@ -15,8 +15,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from test_builder import blocks, write_own
 
+import mtrouter_nb
 from mtrouter_nb import demo_pool, load_demo, load_outcomes, mint_pool
-from mtrouter_nb.api import _HOME
 from mtrouter_nb.core.files import data_dir, in_checkout, project_root
 
 BUILT_FROM = ("mtrouter_nb", "data", "setup.py", "pyproject.toml", "settings.ini", "MANIFEST.in", "README.md",
@@ -174,7 +174,7 @@ def test_every_module_comes_from_the_wheel(seen, site):
 
 def test_every_name_is_there_without_the_development_tools(seen, strangers):
     assert {"fastcore", "nbdev", "papermill", "pytest", "nbformat"} <= set(strangers)
-    assert set(_HOME) <= set(seen["names"])
+    assert set(mtrouter_nb.__all__) <= set(seen["names"])
 
 
 def test_small_data_are_those_of_the_checkout(seen):

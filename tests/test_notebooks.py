@@ -1,4 +1,5 @@
 """The notebooks are the source: modules follow from them, they are clean, and no file tells where it was made."""
+import ast
 import filecmp
 import os
 import re
@@ -43,6 +44,12 @@ def test_export_gives_no_diff(root, copy):
     files = {p.relative_to(base) for base in (root, copy) for p in (base / "mtrouter_nb").rglob("*.py")}
     files.add(Path("pyproject.toml"))
     assert not differing(root, copy, sorted(files)), "run nbdev_export: modules do not follow from the notebooks"
+
+
+def test_the_stub_is_what_its_notebook_says(root):
+    cells = nbformat.read(root / "nbs" / "api.ipynb", as_version=4).cells
+    [stub] = [c.source for c in cells if c.source.startswith("STUB = ")]
+    assert (root / "mtrouter_nb" / "__init__.pyi").read_text(encoding="utf-8") == ast.literal_eval(stub[7:])
 
 
 def test_notebooks_are_clean(root, copy):
