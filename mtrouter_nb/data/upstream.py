@@ -273,11 +273,11 @@ class Source:
 
     def find(self) -> Path | None:
         "First folder of `data_homes` that holds all of its tables, whole; None where there is none."
-        raise NotImplementedError
+        return None
 
     def fetch(self) -> None:
         "Download and convert what is not here. Raises `DownloadError`."
-        raise NotImplementedError
+        raise DownloadError(f"{self.title} are nowhere to be downloaded from; lay them where MTROUTER_DATA says.")
 
     def frames(self, progress: bool = True) -> tuple[pd.DataFrame, pd.DataFrame]:
         """(outcomes, tasks): a row per (model, task_id, repeat) with dataset, score and what else is known, and a row

@@ -36,7 +36,8 @@ def seeded(seed: int) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 # %% ../../nbs/learners/00_fitting.ipynb #cell-010
-def descend(loss: torch.Tensor, optimizer: torch.optim.Optimizer, schedule=None, clip: float | None = None) -> None:
+def descend(loss: torch.Tensor, optimizer: torch.optim.Optimizer,
+            schedule: torch.optim.lr_scheduler.LRScheduler | None = None, clip: float | None = None) -> None:
     "One step down `loss`; `clip`: the greatest norm of the gradient; `schedule`: of the learning rate, moved on too."
     optimizer.zero_grad()
     loss.backward()
@@ -60,7 +61,7 @@ class Best:
         self.network, self.patience = network, patience
         self.error, self.when, self.at, self.state = None, 0, -1, {}
 
-    def look(self, error, at: int | None = None) -> bool:
+    def look(self, error: float | tuple, at: int | None = None) -> bool:
         """Keep the weights where `error` (a number, or a tuple of them) is lower than ever; returns whether it is.
 
         at: what patience counts; by default one a look. The first look is kept whatever it says.

@@ -95,7 +95,7 @@ class RunningHistory:
         self.last = np.zeros_like(self.task)
         self._sum = np.zeros_like(self.task)
 
-    def add(self, action: np.ndarray, feedback: np.ndarray):
+    def add(self, action: np.ndarray, feedback: np.ndarray) -> "RunningHistory":
         "One more turn: the vectors of what the model did and of what came back."
         self._sum = self.decay * self._sum + action + feedback
         self._weight = self.decay * self._weight + 2
