@@ -18,10 +18,10 @@ from mtrouter_nb.learners.outcome_network import EstimatorConfig
 from mtrouter_nb.multi_turn.estimator import OutcomeEstimator, training_set
 from mtrouter_nb.multi_turn.contenders import CONTENDERS, run_contender
 from mtrouter_nb.multi_turn.evaluation import Experiment, Results
-from mtrouter_nb.multi_turn.trials import RIGHTS, Settings, splits
+from mtrouter_nb.multi_turn.trials import RIGHTS, EvaluationConfig, splits
 
-QUICK = Settings(folds=2, runs=1, fits=2, epochs=2, prices=(0.0,), budgets=(0.0005, 0.01), random_seeds=1,
-                 weights=(0.0,))
+QUICK = EvaluationConfig(folds=2, runs=1, fits=2, epochs=2, cost_weights=(0.0,), budgets=(0.0005, 0.01), random_seeds=1,
+                         weights=(0.0,))
 
 
 @pytest.fixture(scope="module")

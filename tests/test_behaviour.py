@@ -12,7 +12,7 @@ from mtrouter_nb.data.pool import demo_pool, mint_pool
 from mtrouter_nb.data.mint import find_mint, load_mint
 from mtrouter_nb.data.turns import END_REJECTED, END_STEPS, TurnLog
 from mtrouter_nb.multi_turn.evaluation import cascade_moves, cascade_rows, fixed_moves
-from mtrouter_nb.multi_turn.trials import Settings, splits
+from mtrouter_nb.multi_turn.trials import EvaluationConfig, splits
 from mtrouter_nb.multi_turn.replay import ReplayWorld
 
 A, B = "grand-120b", "middle-30b"
@@ -92,7 +92,7 @@ def test_moves_that_the_log_does_not_hold_are_refused():
 
 @pytest.fixture(scope="module")
 def played(demo_world):
-    moves = fixed_moves(demo_world, Settings(random_seeds=2))
+    moves = fixed_moves(demo_world, EvaluationConfig(random_seeds=2))
     return describe_moves(moves, demo_world), describe_moves(own_moves(demo_world), demo_world)
 
 
@@ -179,7 +179,7 @@ def test_shuffled_names_have_no_lift(played):
 
 
 def test_cascades_play_the_turns_that_their_tables_hold(demo_world):
-    quick = Settings(prices=(0.0, 1.0), clusters=3)
+    quick = EvaluationConfig(cost_weights=(0.0, 1.0), clusters=3)
     rows = cascade_rows(demo_world, splits(demo_world.tasks)[:5], quick)
     moves = cascade_moves(demo_world, rows)
     key = ["rights", "method", "parameter", "task_id"]
@@ -193,7 +193,7 @@ def test_cascades_play_the_turns_that_their_tables_hold(demo_world):
 @pytest.mark.skipif(find_mint() is None, reason="MINT's logs are not here")
 def test_the_lift_of_chance_is_the_models_style():
     world = ReplayWorld(load_mint(), mint_pool())
-    moves = fixed_moves(world, Settings(random_seeds=2))
+    moves = fixed_moves(world, EvaluationConfig(random_seeds=2))
     table, own = describe_moves(moves[moves["method"] == "Random"], world), describe_moves(own_moves(world), world)
     bits = association(table, own, "kind", resamples=200).set_index(["rights", "reference"])["bits"].unstack()
     assert (bits["everyone"] > 0.05).all() and (bits["beyond style"] < bits["everyone"] / 4).all()

@@ -189,7 +189,7 @@ def test_models_that_say_nothing_do_not_agree(world):
     silent = Queries(queries.embeddings, queries.items, None, queries.said.assign(cheap=None, mid=None))
     made = AgreementCascade().fit(matrix, silent)
     code_of_nothing = made.choose(silent)
-    assert code_of_nothing.answerer.shape == (len(made.prices), N)
+    assert code_of_nothing.answerer.shape == (len(made.cost_weights), N)
     empty = pd.DataFrame(dict(a=[None, "1"], b=[None, "1"], c=["2", "3"]), dtype=object)
     from mtrouter_nb.single_turn.agreement_cascade import _codes
     code = _codes(empty)

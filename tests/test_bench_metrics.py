@@ -373,7 +373,7 @@ def test_without_costs_the_rest_stands():
     "No price: accuracies as ever, CostSave missing for that reason and no other, no frontier."
     _, _, scores = everything(1)
     free = Scores(scores.configs, scores.items, scores.score, np.full_like(scores.cost, np.nan), 0)
-    table, priced = (bm.bench_table(s, s, resamples=20).set_index(bm.KEYS) for s in (free, scores))
+    table, priced = (bm.bench_table(s, s, resamples=20).set_index(bm.METRIC_KEYS) for s in (free, scores))
     for metric in ("AvgAcc", "GapAtOracle", "PerfGain"):
         one, other = (t.xs(metric, level="metric")["value"] for t in (table, priced))
         np.testing.assert_allclose(one, other)

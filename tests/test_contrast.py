@@ -19,7 +19,7 @@ from mtrouter_nb.data.pool import demo_pool
 from mtrouter_nb.data.turns import TurnLog, with_feedback
 from mtrouter_nb.multi_turn.cascades import PULLS, Cascade, CascadeFamily
 from mtrouter_nb.multi_turn.evaluation import Experiment
-from mtrouter_nb.multi_turn.trials import SMOKE, Settings, splits
+from mtrouter_nb.multi_turn.trials import SMOKE, EvaluationConfig, splits
 from mtrouter_nb.multi_turn.planning import PlannerConfig, fit_planners, parts_of
 from mtrouter_nb.multi_turn.replay import DOUBLE, MATCHED, ReplayWorld
 from mtrouter_nb.multi_turn.rollout import roll
@@ -66,7 +66,7 @@ def test_the_chosen_mixture_is_the_best_of_all_mixtures_within_the_budget():
 
 def test_the_bound_is_never_worse_than_a_choice_within_the_budget(demo_world, split):
     _, train, part, test, planners = split
-    offers = plan_offers(demo_world, planners, train, part, test, DOUBLE, QUICK.prices)[0]
+    offers = plan_offers(demo_world, planners, train, part, test, DOUBLE, QUICK.cost_weights)[0]
     budgets = np.geomspace(1e-4, 0.2, 30)
     score, cost = offers.score.mean(1), offers.cost.mean(1)
     for budget, ours, bound in zip(budgets, zip(*offers.chosen(budgets)), zip(*offers.seen_best(budgets))):
@@ -88,10 +88,10 @@ def slow_cascade(value, rows, tasks, group, wanted, pull):
 def test_cascades_are_chosen_without_the_part_that_scores_them(demo_world, split):
     _, train, part, test, _ = split
     family = CascadeFamily.of(demo_world, DOUBLE)
-    offers = cascade_offers(demo_world, family, train, part, test, QUICK.prices)
+    offers = cascade_offers(demo_world, family, train, part, test, QUICK.cost_weights)
     domain = demo_world.tasks["domain"].to_numpy()
-    for k, (variant, price) in enumerate(offers.settings):
-        value = family.score - price * family.cost
+    for k, (variant, cost_weight) in enumerate(offers.settings):
+        value = family.score - cost_weight * family.cost
         rows = [i for i, rule in enumerate(family.rules) if variant != "simple" or rule == "end"]
         fits = []
         for pull in PULLS if variant == "per domain" else (1.0,):
@@ -102,7 +102,7 @@ def test_cascades_are_chosen_without_the_part_that_scores_them(demo_world, split
             fits.append(np.isclose(family.score[held, train].mean(), offers.held_score[k])
                         and np.isclose(family.cost[held, train].mean(), offers.held_cost[k])
                         and np.array_equal(family.score[on_test, test], offers.score[k]))
-        assert any(fits), (variant, price)
+        assert any(fits), (variant, cost_weight)
 
 
 def test_single_models_and_kept_plans_are_what_the_world_plays(demo_world, split):
@@ -113,9 +113,9 @@ def test_single_models_and_kept_plans_are_what_the_world_plays(demo_world, split
         assert np.array_equal(alone.score[m], played["score"]) and np.allclose(alone.cost[m], played["cost_usd"])
     kept = committed_offers(demo_world, planners, train, part, test, DOUBLE, (1.0,))
     view = demo_world.play(test, DOUBLE).view()
-    for k, (name, price) in enumerate(kept.settings):
+    for k, (name, cost_weight) in enumerate(kept.settings):
         score, cost = planners[name].predict(view, np.full(len(test), -1))
-        for i, value in enumerate(score - price * cost):
+        for i, value in enumerate(score - cost_weight * cost):
             plan = planners[name].plans[value.argmax()]
             played = roll(demo_world, Cascade(plan.order, plan.rule), test[i:i + 1], DOUBLE).episodes
             expected = (played["score"][0], played["cost_usd"][0]) if value.max() > 0 else (0, 0)
@@ -198,8 +198,8 @@ def nothing_to_read(seed) -> ReplayWorld:
     return invented(rng.random((240, 4)) < [0.75, 0.6, 0.5, 0.3], rng.integers(0, 6, 240), tries=1)
 
 
-def test_where_there_is_nothing_to_read_no_price_makes_it_better_than_a_cascade():
-    "At each price, score - price * dollars on test tasks, against the cascade that training tasks choose."
+def test_where_there_is_nothing_to_read_no_cost_weight_makes_it_better_than_a_cascade():
+    "At each cost weight, score - cost_weight * dollars on test tasks, against the cascade that training tasks choose."
     differences = []
     for seed in range(3):
         world, train, test = nothing_to_read(seed), np.arange(120), np.arange(120, 240)
@@ -207,17 +207,18 @@ def test_where_there_is_nothing_to_read_no_price_makes_it_better_than_a_cascade(
         args = train, parts_of(world, train, 0), test
         ours = plan_offers(world, planners, *args, DOUBLE, (1.0, 8.0, 64.0))[0]
         theirs = cascade_offers(world, CascadeFamily.of(world, DOUBLE), *args, (1.0, 8.0, 64.0))
-        price = np.array([p for _, p in ours.settings])[:, None]
-        gain = ours.score - theirs.score - price * (ours.cost - theirs.cost)
-        differences.append(gain.mean(0))  # over variants and prices: one number per task
+        cost_weight = np.array([w for _, w in ours.settings])[:, None]
+        gain = ours.score - theirs.score - cost_weight * (ours.cost - theirs.cost)
+        differences.append(gain.mean(0))  # over variants and cost weights: one number per task
     gain = np.concatenate(differences)
     assert gain.mean() < 2.6 * stats.sem(gain)
 
 
 def test_where_there_is_nothing_to_read_the_contrast_is_none():
     "Choosing task by task spends a budget evenly; that alone must not count as better than a cascade."
-    settings = Settings(task_budgets=tuple(np.geomspace(0.0003, 0.045, 15)), planner=PlannerConfig(runs=2, trees=5))
-    chosen = [run_contrast(world, split, DOUBLE, settings, 0).assign(world=str(seed), seed=0)
+    config = EvaluationConfig(task_budgets=tuple(np.geomspace(0.0003, 0.045, 15)),
+                              planner=PlannerConfig(runs=2, trees=5))
+    chosen = [run_contrast(world, split, DOUBLE, config, 0).assign(world=str(seed), seed=0)
               for seed, world in [(seed, nothing_to_read(seed)) for seed in (2, 3, 4)]
               for split in splits(world.tasks, 3, 0) if split.kind == "test"]
     table = contrast_table(pd.concat(chosen, ignore_index=True))

@@ -16,7 +16,7 @@ from mtrouter_nb.single_turn.neural import (GraphRouter, MTRouterSingle, ModelSA
 
 KINDS = [ModelSAT, lambda **k: GraphRouter(steps=100, **k), MTRouterSingle]  # as far as it takes to see what changes
 IDS = ["MODEL-SAT", "GraphRouter", "MTRouter"]
-SCORE_ONLY = [ModelSAT, lambda **k: GraphRouter(cost_weights=(0.0,), **k), MTRouterSingle]
+SCORE_ONLY = [ModelSAT, lambda **k: GraphRouter(cost_shares=(0.0,), **k), MTRouterSingle]
 
 
 def planted(n, seed, d=32, cost=(.01, .02, .05, 1.0)):
@@ -187,7 +187,7 @@ def test_labels_and_scaled_costs_by_loops():
     assert not scaled_cost(np.full((4, 2), 3.0), np.zeros(4, int)).any()
 
 
-@pytest.mark.long  # notebook 11c shows the same
+@pytest.mark.long  # nbs/single_turn/02_neural shows the same
 def test_the_three_settings_are_ordered_in_cost(world, unseen):
     choices = GraphRouter().fit(*world).choose(unseen[1])
     dollars = choices.outcome(unseen[0])[1].mean(1)
@@ -208,13 +208,13 @@ def test_the_step_is_chosen_by_utility_on_held_out_prompts(world):
 
 # MTRouter
 
-def test_prices_hold_back_the_dear_model(world, unseen):
+def test_cost_weights_hold_back_the_dear_model(world, unseen):
     choices = MTRouterSingle().fit(*world).choose(unseen[1])
     dollars = choices.outcome(unseen[0])[1].mean(1)
     assert choices.settings[0] == 0 and (np.diff(dollars) <= 1e-3).all() and dollars[-1] < .02 < dollars[0]
     mean = world[0].cost.mean(0)
-    for price, answerer in zip(choices.settings, choices.answerer):
-        assert np.array_equal(answerer, (choices.ranking - price * mean).argmax(1))
+    for cost_weight, answerer in zip(choices.settings, choices.answerer):
+        assert np.array_equal(answerer, (choices.ranking - cost_weight * mean).argmax(1))
 
 
 def test_features_of_models_come_from_the_pool_or_the_training_rows(world):

@@ -205,7 +205,7 @@ def test_results_are_stored_by_content(small, tmp_path, monkeypatch):
 
 def test_without_an_admitted_candidate_only_the_bracket_is_shown(small, tmp_path, monkeypatch):
     monkeypatch.setenv("MTROUTER_CACHE", str(tmp_path))
-    bad = noise.NoiseSettings(draws=40, burn=20, worlds=4, candidates=(LowRank(0, own=False),))
+    bad = noise.NoiseConfig(draws=40, burn=20, worlds=4, candidates=(LowRank(0, own=False),))
     results = noise_results(small, bad, progress=False)
     assert set(results) == {"verdicts"} and not results["verdicts"]["admitted"].any()
     table = noise_table(small.success, results).set_index("quantity")

@@ -15,7 +15,7 @@ from mtrouter_nb.multi_turn.evaluation import run_all
 from mtrouter_nb.multi_turn.history import HistoryEncoder
 from mtrouter_nb.multi_turn.metrics import method_table
 from mtrouter_nb.multi_turn.replay import ReplayWorld
-from mtrouter_nb.multi_turn.trials import Settings
+from mtrouter_nb.multi_turn.trials import EvaluationConfig
 from mtrouter_nb.single_turn import evaluation
 
 OURS = '''
@@ -64,17 +64,17 @@ class MeanQ:
     def predict(self, x): return tuple(np.tile(mean, (len(x), 1)) for mean in self.means)
 
 
-def make_mean(pool, settings): return [MeanQ()]
+def make_mean(pool, config): return [MeanQ()]
 
 
-def some(settings): return (0.0, 5.0)
+def some(config): return (0.0, 5.0)
 
 
 SOURCES.add(OutcomeSource(name="mine", title="My outcomes", urls={}, convert=convert, tables=("tasks", "outcomes"),
                           outcomes=lambda folder: read_table(folder / "outcomes.parquet")))
 ENCODERS.add(EncoderEntry("letters", Letters))
-SINGLE_TURN.add(RouterEntry("Cheapest", lambda seed: Cheapest()))
-MULTI_TURN.add(Learned("Mean Q", make_mean, some))
+ROUTERS.add(RouterEntry("Cheapest", lambda seed: Cheapest()))
+CONTENDERS.add(Learned("Mean Q", make_mean, some))
 '''
 
 
@@ -115,9 +115,10 @@ def test_a_multi_turn_router_of_ones_own_stands_in_the_table(ours):
     log = load_demo()
     few = log.select(task_ids=log.tasks["task_id"][::8])
     world = ReplayWorld(few, sources.pool_of(few), HistoryEncoder(encoders.ENCODERS["letters"].make()))
-    settings = Settings(folds=2, runs=1, fits=1, random_seeds=1, prices=(0.0, 5.0), budgets=(0.01,), clusters=2)
+    config = EvaluationConfig(folds=2, runs=1, fits=1, random_seeds=1, cost_weights=(0.0, 5.0), budgets=(0.01,),
+                              clusters=2)
     mine = {"Mean Q": contenders.CONTENDERS["Mean Q"]}
-    found = run_all(world, settings, mine, workers=1, progress=False)
+    found = run_all(world, config, mine, workers=1, progress=False)
     rows = method_table(found.rollouts.query("split == 'test'"), ["rights", "method", "parameter"])
     ours, theirs = (rows[(rows["rights"] == "matched") & (rows["method"] == name)] for name in ("Mean Q", "grand-120b"))
     assert len(ours) == 2 and len(theirs) == 1 and found.fits["estimator"].eq("Mean Q").all()

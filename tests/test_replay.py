@@ -10,7 +10,7 @@ from mtrouter_nb.core.text import has_countdown
 from mtrouter_nb.data.pool import MINT_POOL, mint_pool
 from mtrouter_nb.data.mint import find_mint, load_mint
 from mtrouter_nb.data.turns import END_ERROR, END_REJECTED, END_STEPS, TurnLog
-from mtrouter_nb.multi_turn.trials import Settings, fold_data, splits
+from mtrouter_nb.multi_turn.trials import EvaluationConfig, fold_data, splits
 from mtrouter_nb.multi_turn.history import HistoryEncoder
 from mtrouter_nb.multi_turn.replay import DOUBLE, MATCHED, OPEN, ReplayWorld, budgeted
 from mtrouter_nb.multi_turn.rollout import random_trajectories, roll, to_log
@@ -148,14 +148,14 @@ def test_a_rollout_of_all_tasks_takes_seconds(world, tasks):
 
 def test_nothing_of_a_test_task_reaches_training(demo_world):
     "Turning every outcome of the test tasks over changes no training row."
-    split, settings = splits(demo_world.tasks)[0], Settings(runs=1)
+    split, config = splits(demo_world.tasks)[0], EvaluationConfig(runs=1)
     turned = demo_world.log.episodes.copy()
     mask = turned["task_id"].isin(split.test)
     turned.loc[mask, "success"] = ~turned.loc[mask, "success"]
     turned.loc[mask, "score"] = 1 - turned.loc[mask, "score"]
     log = TurnLog(demo_world.log.tasks, turned, demo_world.log.turns, demo_world.log.evidence, demo_world.log.source)
     other = ReplayWorld(log, demo_world.pool, demo_world.encoder)
-    one, two = (fold_data(w, split.train, settings) for w in (demo_world, other))
+    one, two = (fold_data(w, split.train, config) for w in (demo_world, other))
     assert all(np.array_equal(getattr(one, f), getattr(two, f)) for f in ("x", "action", "target", "score", "cost"))
 
 

@@ -14,7 +14,7 @@ from mtrouter_nb.core.encoders import StaticEncoder
 from mtrouter_nb.core.encoders import TextEncoder
 from mtrouter_nb.data.pool import demo_pool
 from mtrouter_nb.multi_turn.evaluation import Experiment
-from mtrouter_nb.multi_turn.trials import SMOKE, Settings, splits
+from mtrouter_nb.multi_turn.trials import SMOKE, EvaluationConfig, splits
 from mtrouter_nb.multi_turn.history import HistoryEncoder, RunningHistory
 from mtrouter_nb.multi_turn.replay import MATCHED, OPEN, ReplayWorld
 from mtrouter_nb.multi_turn.rollout import random_trajectories, roll
@@ -148,7 +148,7 @@ def test_studies_are_stored(run, monkeypatch):
 
 def test_budgets_from_a_quarter_to_four_times_are_in_the_protocol():
     rows = pd.DataFrame(dict(split=["test", "ood"], method="MTRouter", rights="open", cost_usd=[0.099, 99]))
-    budgets = Settings().budgets
+    budgets = EvaluationConfig().budgets
     unit, mean = budget_unit(rows, budgets)
     assert (unit, mean) == (0.08, 0.099)
     assert all(np.isclose(budgets, unit * factor).any() for factor in (1 / 4, 1 / 2, 1, 2, 4))
@@ -195,7 +195,7 @@ def test_tasks_without_a_score_are_left_out_of_both_terms():
 def test_training_sets_are_nested_stratified_and_unseen(demo_world, split, tasks):
     asked = []
 
-    def fit(world, settings, train):
+    def fit(world, config, train):
         asked.append(set(train))
         return SingleModel(0, "first")
 
@@ -238,10 +238,10 @@ def test_a_domain_without_training_tasks_gets_the_cascade_of_all(demo_world):
 
 
 def test_a_changed_method_is_fitted_again_and_others_are_not(run, monkeypatch):
-    def strong(world, settings, train):
+    def strong(world, config, train):
         return SingleModel(0, "fixed")
 
-    def weak(world, settings, train):
+    def weak(world, config, train):
         return SingleModel(3, "fixed")
 
     asked = dict(sizes=(12,), workers=1, progress=False)
@@ -252,8 +252,8 @@ def test_a_changed_method_is_fitted_again_and_others_are_not(run, monkeypatch):
     assert learning_curve(run, {"fixed": strong}, **asked).equals(first)
 
 
-def test_quick_settings_change_runs_and_fits_only():
-    assert quick(Settings(prices=(0.0, 3.0))) == Settings(runs=1, fits=2, prices=(0.0, 3.0))
+def test_the_quick_configuration_changes_runs_and_fits_only():
+    assert quick(EvaluationConfig(cost_weights=(0.0, 3.0))) == EvaluationConfig(runs=1, fits=2, cost_weights=(0.0, 3.0))
     assert quick(FEW) == FEW
 
 

@@ -21,7 +21,7 @@ from ..learners.outcome_network import EstimatorConfig
 from ..multi_turn.estimator import OutcomeEstimator, PerModelRidge, TrainingSet, state_blocks
 from ..multi_turn.contenders import predictions_of
 from ..multi_turn.evaluation import Experiment
-from ..multi_turn.trials import RIGHTS, Settings, Split, splits, trial_of
+from ..multi_turn.trials import RIGHTS, EvaluationConfig, Split, splits, trial_of
 from ..multi_turn.metrics import paired_auc, paired_difference
 from ..multi_turn.replay import ReplayWorld
 from ..multi_turn.rollout import roll
@@ -33,21 +33,21 @@ class Fold:
     "One split's training rows: `data`, of which the first `logged` are turns of single-model runs and the rest random."
     world: ReplayWorld
     split: Split
-    settings: Settings
+    config: EvaluationConfig
     data: TrainingSet
     logged: int
 
     @classmethod
-    def of(cls, world: ReplayWorld, split: Split, settings: Settings) -> "Fold":
+    def of(cls, world: ReplayWorld, split: Split, config: EvaluationConfig) -> "Fold":
         "The rows that the protocol learns from on this split."
         logged = len(world.log.select(task_ids=split.train).turns)
-        return cls(world, split, settings, trial_of(world, split, settings).data, logged)
+        return cls(world, split, config, trial_of(world, split, config).data, logged)
 
     def fit(self, seed: int, data: TrainingSet = None,
             kind: Callable = OutcomeEstimator) -> "OutcomeEstimator | PartialView":
         "The paper's estimator, or another of its `kind`, fitted on `data` (default: all rows)."
-        config = EstimatorConfig(epochs=self.settings.epochs, seed=seed)
-        return kind(self.world.pool, config).fit(self.data if data is None else data)
+        sizes = EstimatorConfig(epochs=self.config.epochs, seed=seed)
+        return kind(self.world.pool, sizes).fit(self.data if data is None else data)
 
 # %% ../../nbs/analyses/01_ablations.ipynb #cell-007
 def no_error_penalty(fold: Fold, seed: int) -> OutcomeEstimator:
@@ -121,19 +121,19 @@ VARIANTS = {
 }
 
 # %% ../../nbs/analyses/01_ablations.ipynb #cell-033
-FITS = 2  # by seed, for each variant and fold, where the settings ask for as many
+FITS = 2  # by seed, for each variant and fold, where the configuration asks for as many
 
 
-def _seeds(settings: Settings) -> list:
+def _seeds(config: EvaluationConfig) -> list:
     "The seeds of a variant's fits; the protocol's MTRouter has them too."
-    return [settings.seed + i for i in range(min(FITS, settings.fits))]
+    return [config.seed + i for i in range(min(FITS, config.fits))]
 
 # %% ../../nbs/analyses/01_ablations.ipynb #cell-036
 def _score(fold: Fold, name: str, function, seed: int) -> dict:
     "One fit of a variant on the fold's test tasks: per-task `rows` under each rights, and `predictions` turn by turn."
     estimator = function(fold, seed)
     tasks = fold.world.task_index[list(fold.split.test)].to_numpy()
-    rows = [roll(fold.world, QRouter(estimator, name=name), tasks, rights, fold.settings.seed).episodes.assign(
+    rows = [roll(fold.world, QRouter(estimator, name=name), tasks, rights, fold.config.seed).episodes.assign(
         rights=rights.name) for rights in RIGHTS]
     about = dict(variant=name, fold=fold.split.name, seed=float(seed))
     columns = [*about, "rights", "task_id", "domain", "score", "cost_usd", "switches"]
@@ -141,17 +141,17 @@ def _score(fold: Fold, name: str, function, seed: int) -> dict:
     return dict(rows=pd.concat(rows, ignore_index=True).assign(**about)[columns], predictions=predictions)
 
 # %% ../../nbs/analyses/01_ablations.ipynb #cell-040
-def _fitted(world, split, settings, seed, name, function) -> dict:
+def _fitted(world, split, config, seed, name, function) -> dict:
     "`rows` and `predictions` of one variant fitted on one split with one seed."
-    return _score(Fold.of(world, split, settings), name, function, seed)
+    return _score(Fold.of(world, split, config), name, function, seed)
 
 # %% ../../nbs/analyses/01_ablations.ipynb #cell-042
 def _tables(run: Experiment, variants: dict, workers: int, progress: bool) -> dict:
     "`rows` and `predictions` of every variant on the test folds, from the cache or computed now."
-    world, settings = run.world, run.settings
-    folds = [s for s in splits(world.tasks, settings.folds, settings.seed) if s.kind == "test"]
-    each = [(split, seed, name) for split in folds for seed in _seeds(settings) for name in variants]
-    jobs = [(world, split, settings, seed, name, variants[name]) for split, seed, name in each]
+    world, config = run.world, run.config
+    folds = [s for s in splits(world.tasks, config.folds, config.seed) if s.kind == "test"]
+    each = [(split, seed, name) for split in folds for seed in _seeds(config) for name in variants]
+    jobs = [(world, split, config, seed, name, variants[name]) for split, seed, name in each]
     parts = stored_all(_fitted, jobs, "ablations", workers, progress, lambda: world.states)
     in_order = [part for wanted in variants for (_, _, name), part in zip(each, parts) if name == wanted]
     return {table: pd.concat([p[table] for p in in_order], ignore_index=True) for table in ("rows", "predictions")}
@@ -176,7 +176,7 @@ def ablation_predictions(run: Experiment, variants: dict = VARIANTS, workers: in
     ours = _tables(run, variants, workers, progress)["predictions"]
     known = run.results.predictions
     full = known[(known["estimator"] == "MTRouter") & (known["split"] == "test")].assign(estimator="full")
-    return pd.concat([full, ours[ours["seed"] == run.settings.seed].drop(columns="seed")], ignore_index=True)
+    return pd.concat([full, ours[ours["seed"] == run.config.seed].drop(columns="seed")], ignore_index=True)
 
 # %% ../../nbs/analyses/01_ablations.ipynb #cell-053
 def ablation_differences(rows: pd.DataFrame) -> pd.DataFrame:

@@ -148,8 +148,8 @@ def shares(table: pd.DataFrame, *measures, seed: int = 0) -> pd.DataFrame:
         above, below = _by_task(group, ratios.values()).swapaxes(0, 1)
         n = below.sum(1) / group["fit"].nunique()
         value, low, high = np.where(n < SMALL, np.nan, ratio_intervals(above, below, seed=seed))
-        frames.append(pd.DataFrame(dict(zip(MOVE_KEYS, key), quantity=list(ratios), value=value, low=low, high=high, n=n,
-                                        n_tasks=(below > 0).sum(1))))
+        frames.append(pd.DataFrame(dict(zip(MOVE_KEYS, key), quantity=list(ratios), value=value, low=low, high=high,
+                                        n=n, n_tasks=(below > 0).sum(1))))
     return pd.concat(frames, ignore_index=True)
 
 # %% ../../nbs/analyses/06_behaviour.ipynb #cell-045
@@ -157,8 +157,8 @@ def share_difference(table: pd.DataFrame, measure: Callable[[pd.DataFrame], dict
                      other: str, seed: int = 0) -> dict:
     """`quantity` of `measure` under `method` less that under `other`, with a 95 % interval from paired tasks.
 
-    `table`: described moves of one rights, at one price each. Returns method, other, difference, low, high; missing
-    where either ratio has a denominator (per fit) of less than `SMALL`.
+    `table`: described moves of one rights, at one cost weight each. Returns method, other, difference, low, high;
+    missing where either ratio has a denominator (per fit) of less than `SMALL`.
     """
     parts = [table[table["method"] == name] for name in (method, other)]
     tasks = pd.Index(np.unique(np.concatenate([part["task_id"] for part in parts])))
@@ -177,7 +177,8 @@ REFERENCES = dict(kind=("everyone", "within domains", "beyond style"), domain=("
                   episode_phase=("everyone", "within domains"))
 
 # %% ../../nbs/analyses/06_behaviour.ipynb #cell-051
-VALUES_OF = dict(kind=ACTION_KINDS, attempt_phase=("first", "middle", "last"), episode_phase=("early", "middle", "late"))
+VALUES_OF = dict(kind=ACTION_KINDS, attempt_phase=("first", "middle", "last"),
+                 episode_phase=("early", "middle", "late"))
 
 # %% ../../nbs/analyses/06_behaviour.ipynb #cell-053
 def _counts(table: pd.DataFrame, columns: dict) -> np.ndarray:

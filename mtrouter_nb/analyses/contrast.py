@@ -27,15 +27,15 @@ from ..multi_turn.evaluation import Experiment
 from ..multi_turn.offers import Offers, complete_tasks, single_offers
 from ..multi_turn.planning import PlanRouter, fit_planners, parts_of
 from ..multi_turn.replay import ReplayWorld, Rights
-from ..multi_turn.trials import RIGHTS, Settings, Split, splits
+from ..multi_turn.trials import RIGHTS, EvaluationConfig, Split, splits
 
 # %% ../../nbs/analyses/04_contrast.ipynb #cell-005
 CASCADES, SINGLES = "Cascade family", "Single model"
 
 # %% ../../nbs/analyses/04_contrast.ipynb #cell-009
 def cascade_offers(world: ReplayWorld, family: CascadeFamily, train: np.ndarray, part: np.ndarray, test: np.ndarray,
-                   prices: Sequence[float]) -> Offers:
-    "Offers of the three kinds of cascade at every price."
+                   cost_weights: Sequence[float]) -> Offers:
+    "Offers of the three kinds of cascade at every cost weight."
     everyone, domain = np.zeros(len(world.tasks), int), pd.factorize(world.tasks["domain"])[0]
     all_rows = np.arange(len(family.orders))
     simple = np.flatnonzero([rule == "end" for rule in family.rules])
@@ -44,15 +44,15 @@ def cascade_offers(world: ReplayWorld, family: CascadeFamily, train: np.ndarray,
                                ("per domain", domain, all_rows)]:
         sums = [fold_group_sums(v, part, group[train], group.max() + 1) for v in (
             family.score[np.ix_(among, train)], family.cost[np.ix_(among, train)], np.ones((1, len(train))))]
-        for price in prices:
-            value, count = sums[0] - price * sums[1], sums[2][:, 0]
+        for cost_weight in cost_weights:
+            value, count = sums[0] - cost_weight * sums[1], sums[2][:, 0]
             pull = chosen_pull(value, count)
             without = np.array([best_cascade(value.sum(0) - v, count.sum(0) - c, pull) for v, c in zip(value, count)])
             number = np.unique(part, return_inverse=True)[1]
             best = best_cascade(value.sum(0), count.sum(0), pull)
             picked = among[np.r_[without[number, group[train]], best[group[test]]]]
             tasks = np.r_[train, test]
-            settings.append((name, price))
+            settings.append((name, cost_weight))
             score.append(family.score[picked, tasks])
             cost.append(family.cost[picked, tasks])
     return Offers.of(CASCADES, settings, np.array(score), np.array(cost), len(train))
@@ -117,24 +117,24 @@ def chosen_rows(offers: Offers, tasks: pd.DataFrame, budgets: Sequence[float] | 
     frames = []
     for by, mixed in (("training tasks", offers.chosen(budgets)), ("test tasks (bound)", offers.seen_best(budgets))):
         for budget, first, second, share in zip(budgets, *mixed):
-            variant, price = offers.settings[first]
+            variant, cost_weight = offers.settings[first]
             score, cost = ((1 - share) * v[first] + share * v[second] for v in (offers.score, offers.cost))
             frames.append(pd.DataFrame(dict(
-                family=offers.family, chosen_by=by, budget=budget, variant=variant, parameter=price,
+                family=offers.family, chosen_by=by, budget=budget, variant=variant, parameter=cost_weight,
                 task_id=tasks["task_id"].to_numpy(), domain=tasks["domain"].to_numpy(), score=score, cost_usd=cost)))
     return pd.concat(frames, ignore_index=True)
 
 # %% ../../nbs/analyses/04_contrast.ipynb #cell-030
-def run_contrast(world: ReplayWorld, split: Split, rights: Rights, settings: Settings, seed: int,
+def run_contrast(world: ReplayWorld, split: Split, rights: Rights, config: EvaluationConfig, seed: int,
                  plans: dict | None = None) -> pd.DataFrame:
     "Every family on one split, per budget and task. `plans`: of `plan_results`, where they are known already."
     train, test = (complete_tasks(world, ids) for ids in (split.train, split.test))
-    plans = plan_results(world, split, rights, settings, seed) if plans is None else plans
+    plans = plan_results(world, split, rights, config, seed) if plans is None else plans
     cascades = cascade_offers(world, CascadeFamily.of(world, rights), train, parts_of(world, train, seed), test,
-                              settings.prices)
+                              config.cost_weights)
     families = [Offers.unpacked(plans, PLANS), Offers.unpacked(plans, COMMITTED),
                 single_offers(world, train, test, rights, SINGLES), cascades]
-    chosen = [chosen_rows(family, world.tasks.iloc[test], settings.task_budgets) for family in families]
+    chosen = [chosen_rows(family, world.tasks.iloc[test], config.task_budgets) for family in families]
     return pd.concat(chosen, ignore_index=True).assign(rights=rights.name, fold=split.name)
 
 # %% ../../nbs/analyses/04_contrast.ipynb #cell-033
@@ -147,24 +147,24 @@ class ContrastJob:
     rights: Rights
 
 # %% ../../nbs/analyses/04_contrast.ipynb #cell-035
-def contrast_pieces(world: ReplayWorld, settings: Settings, worlds: Iterable[str], seeds: Sequence[int],
+def contrast_pieces(world: ReplayWorld, config: EvaluationConfig, worlds: Iterable[str], seeds: Sequence[int],
                     kind: str) -> list[ContrastJob]:
     "Every combination, the splits of `kind` (test or ood) of each fold seed."
     return [ContrastJob(name, seed, split, rights) for name in worlds for seed in seeds
-            for split in splits(world.tasks, settings.folds, seed) if split.kind == kind for rights in RIGHTS]
+            for split in splits(world.tasks, config.folds, seed) if split.kind == kind for rights in RIGHTS]
 
 # %% ../../nbs/analyses/04_contrast.ipynb #cell-038
-def _compute(world, piece, settings, change):
+def _compute(world, piece, config, change):
     changed = change(world, world.task_index[list(piece.split.train)].to_numpy(), piece.seed)
-    plans = stored(plan_results, world, piece.split, piece.rights, settings, piece.seed) if changed is world else None
-    return dict(chosen=run_contrast(changed, piece.split, piece.rights, settings, piece.seed, plans))
+    plans = stored(plan_results, world, piece.split, piece.rights, config, piece.seed) if changed is world else None
+    return dict(chosen=run_contrast(changed, piece.split, piece.rights, config, piece.seed, plans))
 
 # %% ../../nbs/analyses/04_contrast.ipynb #cell-040
 def stored_pieces(run: Experiment, pieces: list[ContrastJob], compute: Callable, label: str, workers: int = 2,
                   progress: bool = True) -> dict:
-    "The frames of `compute(world, piece, settings, change)` over `pieces`, joined by table, with `world` and `seed`."
-    settings, world = run.settings, run.world
-    jobs = [(world, piece, settings, WORLDS[piece.world]) for piece in pieces]
+    "The frames of `compute(world, piece, config, change)` over `pieces`, joined by table, with `world` and `seed`."
+    config, world = run.config, run.world
+    jobs = [(world, piece, config, WORLDS[piece.world]) for piece in pieces]
     parts = stored_all(compute, jobs, label, workers, progress, lambda: world.states)  # embedded once, for all
     return {table: pd.concat([frames[table].assign(world=p.world, seed=p.seed) for p, frames in zip(pieces, parts)],
                              ignore_index=True) for table in parts[0]}
@@ -173,8 +173,8 @@ def stored_pieces(run: Experiment, pieces: list[ContrastJob], compute: Callable,
 def contrast_results(run: Experiment, worlds: Iterable[str] = ("as logged",), seeds: Sequence[int] | None = None,
                      workers: int = 2, progress: bool = True) -> pd.DataFrame:
     "`run_contrast` over `worlds` (keys of `WORLDS`), fold `seeds` (None: all) and their test splits, stored."
-    seeds = run.settings.split_seeds if seeds is None else seeds
-    pieces = contrast_pieces(run.world, run.settings, worlds, seeds, "test")
+    seeds = run.config.split_seeds if seeds is None else seeds
+    pieces = contrast_pieces(run.world, run.config, worlds, seeds, "test")
     return stored_pieces(run, pieces, _compute, "contrast", workers, progress)["chosen"]
 
 # %% ../../nbs/analyses/04_contrast.ipynb #cell-044
@@ -247,25 +247,25 @@ def against_logged(chosen: pd.DataFrame, family: str = PLANS) -> pd.DataFrame:
 FOR_ALL = "One cascade for all tasks"
 
 
-def _one_cascade(world, settings, rights) -> pd.DataFrame:
+def _one_cascade(world, config, rights) -> pd.DataFrame:
     family, frames = CascadeFamily.of(world, rights), []
-    every = [(seed, split) for seed in settings.split_seeds for split in splits(world.tasks, settings.folds, seed)]
+    every = [(seed, split) for seed in config.split_seeds for split in splits(world.tasks, config.folds, seed)]
     for seed, split in every:
         if split.kind == "test":
             train, test = (complete_tasks(world, ids) for ids in (split.train, split.test))
-            offers = cascade_offers(world, family, train, parts_of(world, train, seed), test, settings.prices)
+            offers = cascade_offers(world, family, train, parts_of(world, train, seed), test, config.cost_weights)
             same = [i for i, (variant, _) in enumerate(offers.settings) if variant != "per domain"]
             offers = Offers(FOR_ALL, [offers.settings[i] for i in same], offers.held_score[same],
                             offers.held_cost[same], offers.score[same], offers.cost[same])
-            rows = chosen_rows(offers, world.tasks.iloc[test], settings.task_budgets)
+            rows = chosen_rows(offers, world.tasks.iloc[test], config.task_budgets)
             frames.append(rows.assign(seed=seed, fold=split.name))
     return pd.concat(frames, ignore_index=True).assign(world="as logged", rights=rights.name)
 
 # %% ../../nbs/analyses/04_contrast.ipynb #cell-066
 def one_cascade(run: Experiment, workers: int = 2, progress: bool = True) -> pd.DataFrame:
     "`chosen` rows of cascades that are the same for all tasks: retry without a choice. Stored with the experiment's."
-    settings, world = run.settings, run.world
-    jobs = [(world, settings, rights) for rights in RIGHTS]
+    config, world = run.config, run.world
+    jobs = [(world, config, rights) for rights in RIGHTS]
     return pd.concat(stored_all(_one_cascade, jobs, "cascades", workers, progress), ignore_index=True)
 
 # %% ../../nbs/analyses/04_contrast.ipynb #cell-068
@@ -278,8 +278,8 @@ def waterfall(chosen: pd.DataFrame, steps: Sequence[str] = STEPS) -> pd.DataFram
     return pd.concat([contrast_table(chosen, new, old) for old, new in zip(steps, steps[1:])], ignore_index=True)
 
 # %% ../../nbs/analyses/04_contrast.ipynb #cell-071
-def mtrouter_cost(world: ReplayWorld, settings: Settings, train: Sequence[str]) -> Callable:
-    "MTRouter-cost at price 0, learned from the tasks `train` (ids): a function (tasks, rights) -> router."
+def mtrouter_cost(world: ReplayWorld, config: EvaluationConfig, train: Sequence[str]) -> Callable:
+    "MTRouter-cost at cost weight 0, learned from the tasks `train` (ids): a function (tasks, rights) -> router."
     def router(tasks, rights) -> PlanRouter:
-        return PlanRouter(fit_planners(world, complete_tasks(world, train), rights, settings.planner)["mean"])
+        return PlanRouter(fit_planners(world, complete_tasks(world, train), rights, config.planner)["mean"])
     return router

@@ -24,7 +24,7 @@ from ..learners.fitting import weights_of
 from ..single_turn.evaluation import rows_of
 from ..single_turn.interface import Queries, SingleTurnRouter, Utility, embedllm, routerdc
 from ..single_turn.metrics import Scores, stack
-from ..single_turn.neural import GraphRouter, ModelSAT, PromptModelGraph
+from ..single_turn.neural import GraphRouter, ModelSAT, PromptModelNetwork
 from ..single_turn.two_model import FrugalGPT
 
 # %% ../../nbs/analyses/09_defects.ipynb #cell-004
@@ -64,7 +64,7 @@ class _Watched(GraphRouter):
     asked: Queries = None
 
     def fit(self, matrix, queries):
-        self.said, self.cost_weights = [], (0.0,)
+        self.said, self.cost_shares = [], (0.0,)
         return super().fit(matrix, queries)
 
     def _look(self, net, data, known, q, task, utility):
@@ -88,7 +88,7 @@ def every_look(router: SingleTurnRouter, matrix: OutcomeMatrix, queries: Queries
 # %% ../../nbs/analyses/09_defects.ipynb #cell-013
 def _at_each_look(router, matrix, queries, ask: Callable) -> np.ndarray:
     "What `ask` returns once `router` is fitted, and with its network as it was at each look."
-    with _states((ModelFactors, DualContrastive, PromptModelGraph)) as states: router.fit(matrix, queries)
+    with _states((ModelFactors, DualContrastive, PromptModelNetwork)) as states: router.fit(matrix, queries)
     network, said = getattr(router, "router", router).network, [ask()]
     for state in states:
         network.load_state_dict(state)

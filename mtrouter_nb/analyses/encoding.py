@@ -53,8 +53,8 @@ def seconds_per_thousand(history: HistoryEncoder, messages: Sequence[str], n: in
     return 1000 * (perf_counter() - started) / len(pieces)
 
 # %% ../../nbs/analyses/00_encoding.ipynb #cell-012
-def _cut_study(world, settings, n_tasks: int, seed: int) -> pd.DataFrame:
-    train = splits(world.tasks, settings.folds, settings.seed)[0].train
+def _cut_study(world, config, n_tasks: int, seed: int) -> pd.DataFrame:
+    train = splits(world.tasks, config.folds, config.seed)[0].train
     tasks = world.tasks[world.tasks["task_id"].isin(train)]
     sample = world.log.select(task_ids=sample_tasks(tasks, min(n_tasks, len(tasks)), seed))
     texts = pd.concat([world.log.tasks["prompt"], world.log.turns["action"], world.log.turns["feedback"].dropna()])
@@ -77,4 +77,4 @@ def cut_study(run: Experiment, n_tasks: int = 120, seed: int = 0) -> pd.DataFram
 
     Columns: cut, pooling, auc, seconds_per_1000, messages (how many the whole log holds), n_tasks.
     """
-    return stored(_cut_study, run.world, run.settings, n_tasks, seed)
+    return stored(_cut_study, run.world, run.config, n_tasks, seed)

@@ -154,7 +154,8 @@ def embedding_study(world: ReplayWorld, config: EstimatorConfig = LARGE_BATCHES,
     half = halves(world)[world.task_index[rows.task].to_numpy()]
     jobs = [(rows, half, world.pool, replace(config, seed=seed), kind, MODEL_ENCODERS[kind], part,
              part != "all" and seed == seeds[0])
-            for part in ("all", "0", "1") for kind in MODEL_ENCODERS for seed in seeds if kind == full or seed == seeds[0]]
+            for part in ("all", "0", "1") for kind in MODEL_ENCODERS for seed in seeds
+            if kind == full or seed == seeds[0]]
     parts = stored_all(_learned, jobs, "embeddings", workers, progress)
     return {table: pd.concat([p[table] for p in parts if len(p[table])], ignore_index=True)
             for table in ("vectors", "predictions")}

@@ -6,9 +6,9 @@
 __all__ = ['BRACKET', 'CANDIDATES', 'ESTIMATES', 'SMOKE_NOISE', 'CEILING', 'SAME', 'OTHERS', 'FREE', 'SEEN_SET', 'Repeats',
            'repeats_of', 'simulated_odds', 'simulated_repeats', 'select_and_score', 'leave_one_run_out', 'half_splits',
            'naive_oracle', 'pooled_oracle', 'best_model_alone', 'shared_luck', 'LowRank', 'ceiling', 'BetaBinomial',
-           'held_out_likelihood', 'simulated_ends', 'judge', 'known_truth', 'errors', 'NoiseSettings',
-           'chosen_candidate', 'noise_results', 'noise_table', 'miss', 'greedy', 'all_fail', 'best_fixed_set',
-           'retry_or_others', 'retry_table']
+           'held_out_likelihood', 'simulated_ends', 'judge', 'known_truth', 'errors', 'NoiseConfig', 'chosen_candidate',
+           'noise_results', 'noise_table', 'miss', 'greedy', 'all_fail', 'best_fixed_set', 'retry_or_others',
+           'retry_table']
 
 # %% ../../nbs/analyses/07_noise.ipynb #cell-002
 from collections.abc import Sequence
@@ -350,7 +350,7 @@ def errors(worlds: pd.DataFrame) -> pd.DataFrame:
 
 # %% ../../nbs/analyses/07_noise.ipynb #cell-085
 @dataclass(frozen=True)
-class NoiseSettings:
+class NoiseConfig:
     "Lengths of the chains (kept draws, dropped steps) and numbers of simulated worlds."
     draws: int = 300
     burn: int = 100
@@ -360,8 +360,8 @@ class NoiseSettings:
     seed: int = 0
 
 
-SMOKE_NOISE = NoiseSettings(draws=60, burn=40, worlds=12,
-                            candidates=(BetaBinomial("task"), LowRank(0, own=False), LowRank(0), LowRank(1)))
+SMOKE_NOISE = NoiseConfig(draws=60, burn=40, worlds=12,
+                          candidates=(BetaBinomial("task"), LowRank(0, own=False), LowRank(0), LowRank(1)))
 
 # %% ../../nbs/analyses/07_noise.ipynb #cell-087
 def chosen_candidate(verdicts: pd.DataFrame) -> str | None:
@@ -370,29 +370,29 @@ def chosen_candidate(verdicts: pd.DataFrame) -> str | None:
     return None if admitted.empty else admitted.loc[admitted["likelihood"].idxmax(), "candidate"]
 
 # %% ../../nbs/analyses/07_noise.ipynb #cell-090
-def _fitted(success, candidate, settings) -> dict:
+def _fitted(success, candidate, config) -> dict:
     "The chosen candidate on longer chains: per-task ceiling, and worlds of known truth from it and from a wrong one."
     args = success.sum(0), len(success)
-    posterior = candidate.draw(*args, 3 * settings.draws, settings.burn, settings.seed + 1)
-    short = settings.draws // 2, settings.burn
-    picked = np.linspace(0, len(posterior) - 1, settings.worlds).astype(int)
-    own = known_truth(posterior[picked], len(success), candidate, *short, settings.seed)
-    wrong = settings.wrong.draw(*args, max(settings.worlds // 4, 2), settings.burn, settings.seed)
-    other = known_truth(wrong, len(success), candidate, *short, settings.seed)
-    worlds = pd.concat([own.assign(truth_from=candidate.name), other.assign(truth_from=settings.wrong.name)])
+    posterior = candidate.draw(*args, 3 * config.draws, config.burn, config.seed + 1)
+    short = config.draws // 2, config.burn
+    picked = np.linspace(0, len(posterior) - 1, config.worlds).astype(int)
+    own = known_truth(posterior[picked], len(success), candidate, *short, config.seed)
+    wrong = config.wrong.draw(*args, max(config.worlds // 4, 2), config.burn, config.seed)
+    other = known_truth(wrong, len(success), candidate, *short, config.seed)
+    worlds = pd.concat([own.assign(truth_from=candidate.name), other.assign(truth_from=config.wrong.name)])
     return dict(ceiling=pd.DataFrame(dict(ceiling=ceiling(posterior).astype(float))), worlds=worlds)
 
 # %% ../../nbs/analyses/07_noise.ipynb #cell-092
-def noise_results(repeats: Repeats, settings: NoiseSettings = NoiseSettings(), progress: bool = True) -> dict:
+def noise_results(repeats: Repeats, config: NoiseConfig = NoiseConfig(), progress: bool = True) -> dict:
     "{verdicts, ceiling (n), worlds}, from the cache or computed now; only verdicts where no candidate is admitted."
-    chain = settings.draws, settings.burn, 200, settings.seed
-    jobs = [(repeats.success, candidate, *chain) for candidate in settings.candidates]
+    chain = config.draws, config.burn, 200, config.seed
+    jobs = [(repeats.success, candidate, *chain) for candidate in config.candidates]
     rows = stored_all(_judged, jobs, "candidates", 1, progress)
     verdicts = pd.concat(rows, ignore_index=True)
     name = chosen_candidate(verdicts)
     if name is None: return dict(verdicts=verdicts)
-    best = next(c for c in settings.candidates if c.name == name)
-    return dict(verdicts=verdicts) | stored(_fitted, repeats.success, best, settings)
+    best = next(c for c in config.candidates if c.name == name)
+    return dict(verdicts=verdicts) | stored(_fitted, repeats.success, best, config)
 
 
 def _judged(*args) -> pd.DataFrame:

@@ -27,7 +27,7 @@ from ..multi_turn.estimator import OutcomeEstimator, PerModelRidge, TrainingSet
 from ..multi_turn.cascades import best_cascade, chosen_pull, fold_group_sums
 from ..multi_turn.contenders import predictions_of
 from ..multi_turn.evaluation import Experiment
-from ..multi_turn.trials import COLUMNS, Settings, Split, fold_data, mean_of_repeats, splits, tagged
+from ..multi_turn.trials import COLUMNS, EvaluationConfig, Split, fold_data, mean_of_repeats, splits, tagged
 from ..multi_turn.history import HistoryEncoder
 from ..multi_turn.replay import MATCHED, OPEN, ReplayWorld, Rights, View
 from ..multi_turn.rollout import roll
@@ -39,22 +39,22 @@ BATCH = 512
 PLAYED = (MATCHED, OPEN)
 
 # %% ../../nbs/analyses/02_sensitivity.ipynb #cell-006
-def quick(settings: Settings) -> Settings:
-    "The protocol's settings with one random trajectory per task and rights, and at most two fits."
-    return replace(settings, runs=1, fits=min(settings.fits, 2))
+def quick(config: EvaluationConfig) -> EvaluationConfig:
+    "The protocol's configuration with one random trajectory per task and rights, and at most two fits."
+    return replace(config, runs=1, fits=min(config.fits, 2))
 
 # %% ../../nbs/analyses/02_sensitivity.ipynb #cell-009
-def quick_fits(data: TrainingSet, pool: ModelPool, settings: Settings) -> list[OutcomeEstimator]:
+def quick_fits(data: TrainingSet, pool: ModelPool, config: EvaluationConfig) -> list[OutcomeEstimator]:
     "MTRouter fitted to `data` in batches of 512, once per seed."
-    configs = [EstimatorConfig(batch_size=BATCH, epochs=settings.epochs, seed=settings.seed + i)
-               for i in range(settings.fits)]
-    return [OutcomeEstimator(pool, config).fit(data) for config in configs]
+    each = [EstimatorConfig(batch_size=BATCH, epochs=config.epochs, seed=config.seed + i)
+            for i in range(config.fits)]
+    return [OutcomeEstimator(pool, sizes).fit(data) for sizes in each]
 
 # %% ../../nbs/analyses/02_sensitivity.ipynb #cell-012
-def played(world: ReplayWorld, routers: list, tasks: np.ndarray, rights: Rights, settings: Settings,
+def played(world: ReplayWorld, routers: list, tasks: np.ndarray, rights: Rights, config: EvaluationConfig,
            **role) -> pd.DataFrame:
     "One row per (router, task): the protocol's columns and `fit`, the router's number. `role`: columns that name them."
-    episodes = [roll(world, router, tasks, rights, settings.seed).episodes for router in routers]
+    episodes = [roll(world, router, tasks, rights, config.seed).episodes for router in routers]
     return pd.concat([tagged(rows, rights=rights.name, **role).assign(fit=fit) for fit, rows in enumerate(episodes)],
                      ignore_index=True)
 
@@ -109,16 +109,16 @@ def _of_family(world, family, index, tasks, rights, **role) -> pd.DataFrame:
         columns=[*COLUMNS, "fit"])
 
 # %% ../../nbs/analyses/02_sensitivity.ipynb #cell-034
-def pool_rows(world: ReplayWorld, split: Split, settings: Settings, suffix: str = "") -> pd.DataFrame:
+def pool_rows(world: ReplayWorld, split: Split, config: EvaluationConfig, suffix: str = "") -> pd.DataFrame:
     "Every method on the test tasks of `split`, for the pool of `world`; column `parameter` is the number of models."
     tasks, train = (world.task_index[list(ids)].to_numpy() for ids in (split.test, split.train))
-    data = fold_data(world, split.train, settings)
-    fitted = {"MTRouter": quick_fits(data, world.pool, settings), "Ridge Q": [PerModelRidge(world.pool).fit(data)]}
+    data = fold_data(world, split.train, config)
+    fitted = {"MTRouter": quick_fits(data, world.pool, config), "Ridge Q": [PerModelRidge(world.pool).fit(data)]}
     role = dict(split=split.kind, fold=split.name, parameter=float(len(world.pool)))
     frames = []
     for rights in PLAYED:
         for name, estimators in fitted.items():
-            frames.append(played(world, [QRouter(e) for e in estimators], tasks, rights, settings,
+            frames.append(played(world, [QRouter(e) for e in estimators], tasks, rights, config,
                                  method=name + suffix, group="learned", **role))
         family = CascadeFamily.of(world, rights, rules=("end",), longest=min(3, len(world.pool)))
         frames.append(_of_family(world, family, choose_cascade(family, train, 0.0), tasks, rights,
@@ -135,7 +135,7 @@ def _joined(parts: list) -> dict:
 
 # %% ../../nbs/analyses/02_sensitivity.ipynb #cell-040
 def _folds(run: Experiment) -> list[Split]:
-    return [s for s in splits(run.world.tasks, run.settings.folds, run.settings.seed) if s.kind == "test"]
+    return [s for s in splits(run.world.tasks, run.config.folds, run.config.seed) if s.kind == "test"]
 
 # %% ../../nbs/analyses/02_sensitivity.ipynb #cell-042
 def pool_study(run: Experiment, log: TurnLog, pool: ModelPool, sizes: Iterable[int] = (2, 4, 6, 10, 20),
@@ -151,7 +151,7 @@ def pool_study(run: Experiment, log: TurnLog, pool: ModelPool, sizes: Iterable[i
     for split in _folds(run):
         order = _order(log, pool, split, sizes[-1])
         tried += [*((order[:size], split, "") for size in sizes), (run.world.pool.names, split, ", main pool")]
-    jobs = [(log.select(models=models), pool.subset(models), quick(run.settings), split, suffix)
+    jobs = [(log.select(models=models), pool.subset(models), quick(run.config), split, suffix)
             for models, split, suffix in tried]
     return _joined(stored_all(_pool_job, jobs, "pools", workers, progress))
 
@@ -170,9 +170,9 @@ def _static() -> StaticEncoder:
     return StaticEncoder()
 
 
-def _pool_job(log, pool, settings, split, suffix) -> dict:
+def _pool_job(log, pool, config, split, suffix) -> dict:
     about = dict(fold=split.name, pool=f"{len(pool)}{suffix}", place=range(len(pool)), model=pool.names)
-    rows = pool_rows(ReplayWorld(log, pool, HistoryEncoder(_static())), split, settings, suffix)
+    rows = pool_rows(ReplayWorld(log, pool, HistoryEncoder(_static())), split, config, suffix)
     return dict(rows=rows, pools=pd.DataFrame(about))
 
 # %% ../../nbs/analyses/02_sensitivity.ipynb #cell-052
@@ -214,30 +214,30 @@ def history_study(run: Experiment, turns: Sequence[int] = (0, 1, 2, 4), workers:
     Returns `rows` (as `played`; `parameter`: turns remembered) and `predictions` (as the protocol's, first
     fit; column `turns`). A model's own run has `world.own_turns` turns at most, so that one less is everything.
     """
-    jobs = [(run.world, split, quick(run.settings), k) for split in _folds(run) for k in turns]
+    jobs = [(run.world, split, quick(run.config), k) for split in _folds(run) for k in turns]
     return _joined(stored_all(_history_job, jobs, "history", workers, progress))
 
 # %% ../../nbs/analyses/02_sensitivity.ipynb #cell-058
-def _history_job(world, split, settings, turns) -> dict:
+def _history_job(world, split, config, turns) -> dict:
     recent = RecentHistory(world.encoder, turns)
     world = ReplayWorld(world.log, world.pool, recent, world.own_turns, world.own_proposals)
-    tasks, data = world.task_index[list(split.test)].to_numpy(), fold_data(world, split.train, settings)
-    fitted = {"MTRouter": quick_fits(data, world.pool, settings), "Ridge Q": [PerModelRidge(world.pool).fit(data)]}
-    rows = [played(world, [QRouter(e) for e in estimators], tasks, rights, settings, method=name, group="learned",
+    tasks, data = world.task_index[list(split.test)].to_numpy(), fold_data(world, split.train, config)
+    fitted = {"MTRouter": quick_fits(data, world.pool, config), "Ridge Q": [PerModelRidge(world.pool).fit(data)]}
+    rows = [played(world, [QRouter(e) for e in estimators], tasks, rights, config, method=name, group="learned",
                    split=split.kind, fold=split.name, parameter=float(turns))
             for rights in PLAYED for name, estimators in fitted.items()]
     said = predictions_of(world, split, [(name, estimators[0]) for name, estimators in fitted.items()])
     return dict(rows=pd.concat(rows, ignore_index=True), predictions=said.assign(turns=turns))
 
 # %% ../../nbs/analyses/02_sensitivity.ipynb #cell-062
-def mtrouter(world: ReplayWorld, settings: Settings, train: Sequence[str]) -> list[Router]:
+def mtrouter(world: ReplayWorld, config: EvaluationConfig, train: Sequence[str]) -> list[Router]:
     "MTRouter in batches of 512."
-    return [QRouter(e) for e in quick_fits(fold_data(world, train, settings), world.pool, settings)]
+    return [QRouter(e) for e in quick_fits(fold_data(world, train, config), world.pool, config)]
 
 # %% ../../nbs/analyses/02_sensitivity.ipynb #cell-065
-def ridge(world: ReplayWorld, settings: Settings, train: Sequence[str]) -> Router:
+def ridge(world: ReplayWorld, config: EvaluationConfig, train: Sequence[str]) -> Router:
     "A ridge regression per model."
-    return QRouter(PerModelRidge(world.pool).fit(fold_data(world, train, settings)), name="Ridge Q")
+    return QRouter(PerModelRidge(world.pool).fit(fold_data(world, train, config)), name="Ridge Q")
 
 # %% ../../nbs/analyses/02_sensitivity.ipynb #cell-068
 @dataclass
@@ -261,10 +261,10 @@ def _family(world: ReplayWorld, rights) -> CascadeFamily:
     return CascadeFamily.of(world, rights)
 
 # %% ../../nbs/analyses/02_sensitivity.ipynb #cell-073
-def domain_cascade(world: ReplayWorld, settings: Settings, train: Sequence[str]) -> Callable:
+def domain_cascade(world: ReplayWorld, config: EvaluationConfig, train: Sequence[str]) -> Callable:
     "The best cascade per domain on the tasks `train`, domains pulled together as the protocol does."
     train, group = world.task_index[list(train)].to_numpy(), pd.factorize(world.tasks["domain"])[0]
-    inner = stratified_folds(world.tasks.iloc[train], settings.folds, settings.seed + 1).to_numpy()
+    inner = stratified_folds(world.tasks.iloc[train], config.folds, config.seed + 1).to_numpy()
 
     def router(tasks, rights) -> Router:
         family = _family(world, rights)
@@ -278,7 +278,7 @@ def domain_cascade(world: ReplayWorld, settings: Settings, train: Sequence[str])
 METHODS = {"MTRouter": mtrouter, "Ridge Q": ridge, "Cascade, per domain": domain_cascade}
 
 # %% ../../nbs/analyses/02_sensitivity.ipynb #cell-078
-def curve_rows(world: ReplayWorld, split: Split, settings: Settings, name: str, fit: Callable,
+def curve_rows(world: ReplayWorld, split: Split, config: EvaluationConfig, name: str, fit: Callable,
                sizes: Iterable[int]) -> pd.DataFrame:
     "One method on the test tasks of `split` after learning from each number of its training tasks."
     tasks = world.task_index[list(split.test)].to_numpy()
@@ -286,11 +286,11 @@ def curve_rows(world: ReplayWorld, split: Split, settings: Settings, name: str, 
     role = dict(split=split.kind, fold=split.name, method=name, group="learned")
     frames = []
     for size in sizes:
-        fitted = fit(world, settings, sample_tasks(pool, size, settings.seed))
+        fitted = fit(world, config, sample_tasks(pool, size, config.seed))
         for rights in PLAYED:
             routers = fitted(tasks, rights) if callable(fitted) else fitted
             routers = routers if isinstance(routers, list) else [routers]
-            frames.append(played(world, routers, tasks, rights, settings, parameter=float(size), **role))
+            frames.append(played(world, routers, tasks, rights, config, parameter=float(size), **role))
     return pd.concat(frames, ignore_index=True)
 
 # %% ../../nbs/analyses/02_sensitivity.ipynb #cell-081
@@ -304,10 +304,10 @@ def learning_curve(run: Experiment, methods: dict = METHODS, sizes: Iterable[int
     folds = _folds(run)
     everyone = min(len(s.train) for s in folds)
     sizes = [*(size for size in sorted(sizes) if size < everyone), everyone]
-    jobs = [(run.world, folds, quick(run.settings), name, fit, sizes) for name, fit in methods.items()]
+    jobs = [(run.world, folds, quick(run.config), name, fit, sizes) for name, fit in methods.items()]
     return _joined(stored_all(_curve_job, jobs, "curve", workers, progress))["rows"]
 
 # %% ../../nbs/analyses/02_sensitivity.ipynb #cell-083
-def _curve_job(world, folds, settings, name, fit, sizes) -> dict:
-    return dict(rows=pd.concat([curve_rows(world, split, settings, name, fit, sizes) for split in folds],
+def _curve_job(world, folds, config, name, fit, sizes) -> dict:
+    return dict(rows=pd.concat([curve_rows(world, split, config, name, fit, sizes) for split in folds],
                                ignore_index=True))

@@ -22,7 +22,7 @@ from ..data.pool import ModelPool
 from ..learners.fitting import descend, seeded
 from ..learners.outcome_network import EstimatorConfig, ModelEncoder
 from ..multi_turn.evaluation import Experiment
-from ..multi_turn.trials import Settings, Split
+from ..multi_turn.trials import EvaluationConfig, Split
 from ..multi_turn.planning import (PARTS, ContinuationRidge, Continuations, Planner, Reader, fit_planners,
                                              forest_and_ridge, parts_of)
 from ..multi_turn.replay import ReplayWorld, Rights
@@ -189,31 +189,31 @@ REFITTED = {  # fitted otherwise: (changes of the configuration, a reader, sets 
 }
 
 # %% ../../nbs/analyses/05_variants.ipynb #cell-033
-def run_variants(world: ReplayWorld, split: Split, rights: Rights, settings: Settings, seed: int) -> dict:
+def run_variants(world: ReplayWorld, split: Split, rights: Rights, config: EvaluationConfig, seed: int) -> dict:
     "Every variant on one split: {chosen}, as `run_contrast` has it, the variant's name in `family`."
     train, test = (complete_tasks(world, ids) for ids in (split.train, split.test))
-    part, config = parts_of(world, train, seed), replace(settings.planner, seed=seed)
+    part, planner = parts_of(world, train, seed), replace(config.planner, seed=seed)
     with threadpool_limits(1):
-        full = fit_planners(world, train, rights, config)
+        full = fit_planners(world, train, rights, planner)
         sets = {"full": full} | {name: change(world, train, part, rights, full) for name, change in CHANGED.items()}
         for name, (changes, reader, estimators) in REFITTED.items():
-            sets[name] = fit_planners(world, train, rights, replace(config, **changes), reader(), estimators)
+            sets[name] = fit_planners(world, train, rights, replace(planner, **changes), reader(), estimators)
         frames = []
         for name, planners in sets.items():
-            offers, _ = plan_offers(world, planners, train, part, test, rights, settings.prices)
-            frames.append(chosen_rows(replace(offers, family=name), world.tasks.iloc[test], settings.task_budgets))
+            offers, _ = plan_offers(world, planners, train, part, test, rights, config.cost_weights)
+            frames.append(chosen_rows(replace(offers, family=name), world.tasks.iloc[test], config.task_budgets))
     chosen = pd.concat(frames, ignore_index=True)
     return dict(chosen=chosen.assign(rights=rights.name, fold=split.name))
 
 # %% ../../nbs/analyses/05_variants.ipynb #cell-036
-def _compute(world, piece, settings, _):
-    return run_variants(world, piece.split, piece.rights, settings, piece.seed)
+def _compute(world, piece, config, _):
+    return run_variants(world, piece.split, piece.rights, config, piece.seed)
 
 
 def variant_results(run: Experiment, workers: int = 2, progress: bool = True) -> pd.DataFrame:
     "`chosen` rows of every variant on the test splits of the first fold seed, stored piece by piece."
-    settings = run.settings
-    pieces = contrast_pieces(run.world, settings, ["as logged"], settings.split_seeds[:1], "test")
+    config = run.config
+    pieces = contrast_pieces(run.world, config, ["as logged"], config.split_seeds[:1], "test")
     return stored_pieces(run, pieces, _compute, "variants", workers, progress)["chosen"]
 
 # %% ../../nbs/analyses/05_variants.ipynb #cell-038

@@ -139,9 +139,9 @@ class _Prefix:
                        (self.models + (turns > 0)).astype(np.int16))
 
 # %% ../../nbs/multi_turn/04_cascades.ipynb #cell-024
-def choose_cascade(family: CascadeFamily, train: np.ndarray, price: float) -> int:
-    "The row of the family with the best mean of score - price * dollars over the tasks `train`."
-    return int((family.score[:, train].mean(1) - price * family.cost[:, train].mean(1)).argmax())
+def choose_cascade(family: CascadeFamily, train: np.ndarray, cost_weight: float) -> int:
+    "The row of the family with the best mean of score - cost_weight * dollars over the tasks `train`."
+    return int((family.score[:, train].mean(1) - cost_weight * family.cost[:, train].mean(1)).argmax())
 
 # %% ../../nbs/multi_turn/04_cascades.ipynb #cell-027
 PULLS = (1e-3, 10.0, 30.0, 100.0, 1e9)  # candidates for k, in tasks: from each group alone to one cascade for all

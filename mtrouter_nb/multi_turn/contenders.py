@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TABLES', 'MASKED', 'LEARNED', 'RULES_OF_HAND', 'PER_PROMPT', 'PLANS', 'COMMITTED', 'CONTENDERS', 'played_tables',
-           'Contender', 'Estimator', 'swept', 'predictions_of', 'Learned', 'free', 'all_prices', 'Rule', 'PerPrompt',
-           'no_weight', 'all_weights', 'plan_results', 'Planned', 'run_contender']
+           'Contender', 'Estimator', 'swept', 'predictions_of', 'Learned', 'free', 'all_cost_weights', 'Rule',
+           'PerPrompt', 'no_weight', 'all_weights', 'plan_results', 'Planned', 'run_contender']
 
 # %% ../../nbs/multi_turn/10_contenders.ipynb #cell-002
 from collections.abc import Callable, Iterable, Sequence
@@ -31,8 +31,8 @@ from .planning import PlanRouter, fit_planners, parts_of
 from .replay import ReplayWorld, Rights, budgeted
 from .rollout import roll
 from .routers import EpisodeRouter, Heuristic, QRouter, Router, best_available
-from .trials import (ALL_RIGHTS, MOVES, MOVES_PRICES, RIGHTS, Settings, Split, Trial,
-                                           mean_of_repeats, moves_of, tagged, trial_of)
+from .trials import (ALL_RIGHTS, MOVES, MOVES_COST_WEIGHTS, RIGHTS, EvaluationConfig, Split,
+                                           Trial, mean_of_repeats, moves_of, tagged, trial_of)
 
 # %% ../../nbs/multi_turn/10_contenders.ipynb #cell-004
 TABLES = ("rollouts", "predictions", "fits", "moves")
@@ -64,11 +64,11 @@ class Estimator(Protocol):
 
 def swept(trial: Trial, estimator: Estimator, name: str, rights: Rights | Callable, values: Sequence[float],
           **role) -> pd.DataFrame:
-    "Roll `estimator` over the trial's tasks once per value: prices, or dollar limits where `rights` makes them so."
+    "Roll `estimator` over the trial's tasks once a value: cost weights, or dollar limits where `rights` makes them so."
     world, tasks, each = trial.world, trial.tasks, np.repeat(values, len(trial.tasks))
-    price = each if not callable(rights) else 0.0
+    cost_weight = each if not callable(rights) else 0.0
     limits = rights(each) if callable(rights) else rights
-    rolled = roll(world, QRouter(estimator, price, name), np.tile(tasks, len(values)), limits, trial.settings.seed)
+    rolled = roll(world, QRouter(estimator, cost_weight, name), np.tile(tasks, len(values)), limits, trial.config.seed)
     return tagged(rolled.episodes, method=name, rights=limits.name, parameter=each, **role)
 
 # %% ../../nbs/multi_turn/10_contenders.ipynb #cell-008
@@ -86,19 +86,19 @@ def predictions_of(world: ReplayWorld, split: Split, fitted: Iterable[tuple[str,
 # %% ../../nbs/multi_turn/10_contenders.ipynb #cell-010
 @dataclass(frozen=True)
 class Learned:
-    """An estimator. `make(pool, settings)`: unfitted, once per fit.
+    """An estimator. `make(pool, config)`: unfitted, once per fit.
 
-    `prices(settings)`: values of λ at which it is played; (0,) for one that knows no dollars. `limited`: ways to play
-    it under each budget, (what is added to its name, rights by dollars).
+    `cost_weights(config)`: values of λ at which it is played; (0,) for one that knows no dollars. `limited`: ways to
+    play it under each budget, (what is added to its name, rights by dollars).
     """
     name: str
     make: Callable[..., list[Estimator]]
-    prices: Callable[[Settings], tuple]
+    cost_weights: Callable[[EvaluationConfig], tuple]
     limited: tuple[tuple[str, Callable], ...] = ()
 
     def play(self, trial: Trial) -> dict[str, pd.DataFrame]:
-        world, settings, split, fitted, fits = trial.world, trial.settings, trial.split, [], []
-        for estimator in self.make(world.pool, settings):
+        world, config, split, fitted, fits = trial.world, trial.config, trial.split, [], []
+        for estimator in self.make(world.pool, config):
             started = perf_counter()
             fitted.append(estimator.fit(trial.data))
             fits.append(dict(split=split.kind, fold=split.name, estimator=self.name, rows=len(trial.data),
@@ -108,47 +108,47 @@ class Learned:
                       predictions_of(world, split, [(self.name, fitted[0])]), fits)
 
     def _rollouts(self, trial, estimator):
-        settings, role = trial.settings, dict(split=trial.split.kind, fold=trial.split.name, group="learned")
+        config, role = trial.config, dict(split=trial.split.kind, fold=trial.split.name, group="learned")
         for rights in ALL_RIGHTS:
-            yield swept(trial, estimator, self.name, rights, self.prices(settings), **role)
+            yield swept(trial, estimator, self.name, rights, self.cost_weights(config), **role)
         for suffix, limits in self.limited:
-            yield swept(trial, estimator, self.name + suffix, limits, settings.budgets, **role)
+            yield swept(trial, estimator, self.name + suffix, limits, config.budgets, **role)
 
     def _moves(self, trial, fitted):
-        prices = [p for p in self.prices(trial.settings) if p in MOVES_PRICES]
-        return [moves_of(trial.world, QRouter(e, price, self.name), trial.tasks, rights, trial.settings.seed,
-                         fold=trial.split.name, method=self.name, parameter=price, fit=fit)
-                for fit, e in enumerate(fitted) for price in prices for rights in RIGHTS]
+        cost_weights = [w for w in self.cost_weights(trial.config) if w in MOVES_COST_WEIGHTS]
+        return [moves_of(trial.world, QRouter(e, cost_weight, self.name), trial.tasks, rights, trial.config.seed,
+                         fold=trial.split.name, method=self.name, parameter=cost_weight, fit=fit)
+                for fit, e in enumerate(fitted) for cost_weight in cost_weights for rights in RIGHTS]
 
 # %% ../../nbs/multi_turn/10_contenders.ipynb #cell-012
-def _mtrouter(pool, settings) -> list:
-    return [OutcomeEstimator(pool, EstimatorConfig(epochs=settings.epochs, seed=settings.seed + i))
-            for i in range(settings.fits)]
+def _mtrouter(pool, config) -> list:
+    return [OutcomeEstimator(pool, EstimatorConfig(epochs=config.epochs, seed=config.seed + i))
+            for i in range(config.fits)]
 
 
-def _ridge(pool, settings) -> list: return [PerModelRidge(pool)]
+def _ridge(pool, config) -> list: return [PerModelRidge(pool)]
 
 
-def _trees(pool, settings) -> list: return [PerModelTrees(pool, seed=settings.seed)]
+def _trees(pool, config) -> list: return [PerModelTrees(pool, seed=config.seed)]
 
 
-def _clusters(pool, settings) -> list: return [ClusterQ(pool, seed=settings.seed)]
+def _clusters(pool, config) -> list: return [ClusterQ(pool, seed=config.seed)]
 
 
-def free(settings: Settings) -> tuple:
+def free(config: EvaluationConfig) -> tuple:
     "The score alone."
     return (0.0,)
 
 
-def all_prices(settings: Settings) -> tuple:
-    "Every price that the settings name."
-    return settings.prices
+def all_cost_weights(config: EvaluationConfig) -> tuple:
+    "Every cost weight that the configuration names."
+    return config.cost_weights
 
 
 MASKED = partial(budgeted, affordable_only=True)
 LEARNED = [Learned("MTRouter", _mtrouter, free, (("", budgeted), (", affordable only", MASKED))),
-           Learned("Ridge Q", _ridge, all_prices), Learned("Trees Q", _trees, all_prices),
-           Learned("Cluster Q", _clusters, all_prices)]
+           Learned("Ridge Q", _ridge, all_cost_weights), Learned("Trees Q", _trees, all_cost_weights),
+           Learned("Cluster Q", _clusters, all_cost_weights)]
 
 # %% ../../nbs/multi_turn/10_contenders.ipynb #cell-014
 @dataclass(frozen=True)
@@ -159,12 +159,12 @@ class Rule:
     group: str = "rule"
 
     def play(self, trial: Trial) -> dict[str, pd.DataFrame]:
-        world, rule, seeds = trial.world, self.make(trial), range(trial.settings.random_seeds)
+        world, rule, seeds = trial.world, self.make(trial), range(trial.config.random_seeds)
         role = dict(fold=trial.split.name, method=self.name, parameter=np.nan)
         rollouts = [mean_of_repeats(pd.concat([
-            tagged(roll(world, rule(r), trial.tasks, r, trial.settings.seed + s).episodes, rights=r.name,
+            tagged(roll(world, rule(r), trial.tasks, r, trial.config.seed + s).episodes, rights=r.name,
                    split=trial.split.kind, group=self.group, **role) for s in seeds])) for r in ALL_RIGHTS]
-        moves = [moves_of(world, rule(r), trial.tasks, r, trial.settings.seed + s, fit=s, **role)
+        moves = [moves_of(world, rule(r), trial.tasks, r, trial.config.seed + s, fit=s, **role)
                  for r in RIGHTS for s in seeds] if trial.split.kind == "test" else ()
         return played_tables(rollouts, moves)
 
@@ -184,19 +184,19 @@ RULES_OF_HAND = [Rule("Heuristic", _heuristic)]
 class PerPrompt:
     """A router that reads the prompt alone. `make(seed)`: unfitted; `predict(router, prompts, weight)`: (n, n_models).
 
-    `weights(settings)`: of dollars against score, at each of which it is played; (NaN,) for one that has none.
+    `weights(config)`: of dollars against score, at each of which it is played; (NaN,) for one that has none.
     """
     name: str
     make: Callable
     predict: Callable
-    weights: Callable[[Settings], tuple]
+    weights: Callable[[EvaluationConfig], tuple]
 
     def play(self, trial: Trial) -> dict[str, pd.DataFrame]:
-        world, settings, tasks, frames = trial.world, trial.settings, trial.tasks, []
+        world, config, tasks, frames = trial.world, trial.config, trial.tasks, []
         prompts = world.encoder.messages(world.tasks["prompt"])
         dollars = np.where(world.absent, np.nan, world.cost.sum(2))
-        router = self.make(seed=settings.seed).fit(prompts[trial.train], world.score[trial.train], dollars[trial.train])
-        weights, there = self.weights(settings), ~world.absent[tasks]
+        router = self.make(seed=config.seed).fit(prompts[trial.train], world.score[trial.train], dollars[trial.train])
+        weights, there = self.weights(config), ~world.absent[tasks]
         choice = np.concatenate([best_available(self.predict(router, prompts[tasks], w), there) for w in weights])
         for rights in ALL_RIGHTS:
             rolled = roll(world, EpisodeRouter(choice, self.name), np.tile(tasks, len(weights)), rights)
@@ -211,14 +211,14 @@ def _plain(router, prompts, _): return router.predict(prompts)
 def _weighed(router, prompts, weight): return router.predict(prompts, 1 - weight)
 
 
-def no_weight(settings: Settings) -> tuple:
+def no_weight(config: EvaluationConfig) -> tuple:
     "One way to play, without a weight."
     return (np.nan,)
 
 
-def all_weights(settings: Settings) -> tuple:
-    "Every weight that the settings name."
-    return settings.weights
+def all_weights(config: EvaluationConfig) -> tuple:
+    "Every weight that the configuration names."
+    return config.weights
 
 
 PER_PROMPT = [PerPrompt("EmbedLLM", EmbedLLM, _plain, no_weight), PerPrompt("RouterDC", RouterDC, _plain, no_weight),
@@ -228,18 +228,18 @@ PER_PROMPT = [PerPrompt("EmbedLLM", EmbedLLM, _plain, no_weight), PerPrompt("Rou
 PLANS, COMMITTED = "MTRouter-cost", "Plan kept to its end"
 
 
-def plan_results(world: ReplayWorld, split: Split, rights: Rights, settings: Settings, seed: int) -> dict:
+def plan_results(world: ReplayWorld, split: Split, rights: Rights, config: EvaluationConfig, seed: int) -> dict:
     "Plans on one split: rollouts and moves of the best variant, and the packed offers of `PLANS` and `COMMITTED`."
     train, test = (complete_tasks(world, ids) for ids in (split.train, split.test))
     with threadpool_limits(1):
-        planners = fit_planners(world, train, rights, replace(settings.planner, seed=seed))
-        args = world, planners, train, parts_of(world, train, seed), test, rights, settings.prices
+        planners = fit_planners(world, train, rights, replace(config.planner, seed=seed))
+        args = world, planners, train, parts_of(world, train, seed), test, rights, config.cost_weights
         offers, episodes = plan_offers(*args, family=PLANS)
-        best = best_variant(offers, settings.task_budgets)
+        best = best_variant(offers, config.task_budgets)
         rollouts = tagged(episodes[episodes["variant"] == best], rights=rights.name, split=split.kind, fold=split.name,
                           method=PLANS, group="learned")
-        moves = [moves_of(world, PlanRouter(planners[best], price), test, rights, fold=split.name, method=PLANS,
-                          parameter=price, fit=0) for price in MOVES_PRICES if split.kind == "test"]
+        moves = [moves_of(world, PlanRouter(planners[best], cost_weight), test, rights, fold=split.name, method=PLANS,
+                          parameter=cost_weight, fit=0) for cost_weight in MOVES_COST_WEIGHTS if split.kind == "test"]
         committed = committed_offers(*args, family=COMMITTED)
     moves = pd.concat(moves) if moves else pd.DataFrame(columns=MOVES)
     return dict(rollouts=rollouts, moves=moves) | offers.packed() | committed.packed()
@@ -251,16 +251,16 @@ class Planned:
     name: str = PLANS
 
     def play(self, trial: Trial) -> dict[str, pd.DataFrame]:
-        world, split, settings = trial.world, trial.split, trial.settings
-        found = [stored(plan_results, world, split, rights, settings, settings.seed) for rights in RIGHTS]
+        world, split, config = trial.world, trial.split, trial.config
+        found = [stored(plan_results, world, split, rights, config, config.seed) for rights in RIGHTS]
         return played_tables([f["rollouts"] for f in found], [f["moves"] for f in found if len(f["moves"])])
 
 # %% ../../nbs/multi_turn/10_contenders.ipynb #cell-022
 CONTENDERS: Registry[Contender] = Registry("router", [*LEARNED, *RULES_OF_HAND, *PER_PROMPT, Planned()])
 
 
-def run_contender(world: ReplayWorld, split: Split, settings: Settings,
+def run_contender(world: ReplayWorld, split: Split, config: EvaluationConfig,
                   contender: Contender) -> dict[str, pd.DataFrame]:
     "The four `played_tables` of one contender on one split."
     torch.set_num_threads(1)  # the same bits whatever the machine; contenders run side by side
-    with threadpool_limits(1): return contender.play(trial_of(world, split, settings))
+    with threadpool_limits(1): return contender.play(trial_of(world, split, config))

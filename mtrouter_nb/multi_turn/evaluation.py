@@ -25,8 +25,8 @@ from .history import HistoryEncoder
 from .replay import ReplayWorld
 from .rollout import roll
 from .routers import HindsightOracle, RandomRouter, RoundRobin, SingleModel
-from .trials import (ALL_RIGHTS, MOVES_PRICES, RIGHTS, SMOKE, Settings, Split, mean_of_repeats,
-                                           moves_of, splits, tagged)
+from .trials import (ALL_RIGHTS, MOVES_COST_WEIGHTS, RIGHTS, SMOKE, EvaluationConfig, Split,
+                                           mean_of_repeats, moves_of, splits, tagged)
 
 # %% ../../nbs/multi_turn/11_evaluation.ipynb #cell-005
 def _fixed_routers(world, tasks):
@@ -36,47 +36,47 @@ def _fixed_routers(world, tasks):
     yield HindsightOracle.of(world, tasks), "bound"
 
 
-def fixed_rows(world: ReplayWorld, settings: Settings) -> pd.DataFrame:
+def fixed_rows(world: ReplayWorld, config: EvaluationConfig) -> pd.DataFrame:
     "Per-task results of the routers that learn nothing, for both kinds of split."
     tasks, frames = np.arange(len(world.tasks)), []
     for rights in ALL_RIGHTS:
         role = dict(split="test", fold="all", parameter=np.nan, rights=rights.name)
         frames += [tagged(roll(world, router, tasks, rights).episodes, method=router.name, group=group, **role)
                    for router, group in _fixed_routers(world, tasks)]
-        chance = [tagged(roll(world, RandomRouter(), tasks, rights, settings.seed + s).episodes, method="Random",
-                         group="rule", **role) for s in range(settings.random_seeds)]
+        chance = [tagged(roll(world, RandomRouter(), tasks, rights, config.seed + s).episodes, method="Random",
+                         group="rule", **role) for s in range(config.random_seeds)]
         frames.append(mean_of_repeats(pd.concat(chance)))
     rows = pd.concat(frames, ignore_index=True)
     return pd.concat([rows, rows.assign(split="ood")], ignore_index=True)
 
 # %% ../../nbs/multi_turn/11_evaluation.ipynb #cell-008
-def _groups(world: ReplayWorld, split: Split, settings: Settings) -> np.ndarray:
+def _groups(world: ReplayWorld, split: Split, config: EvaluationConfig) -> np.ndarray:
     "A group number per task: its domain, or its cluster of prompts (fitted on training prompts) for an unseen domain."
     if split.kind == "test":
         return pd.factorize(world.tasks["domain"])[0]
     prompts = world.encoder.messages(world.tasks["prompt"])
     train = world.task_index[list(split.train)].to_numpy()
-    k = min(settings.clusters, len(train))
+    k = min(config.clusters, len(train))
     with threadpool_limits(1):
-        return KMeans(k, n_init=4, random_state=settings.seed).fit(prompts[train]).predict(prompts)
+        return KMeans(k, n_init=4, random_state=config.seed).fit(prompts[train]).predict(prompts)
 
 # %% ../../nbs/multi_turn/11_evaluation.ipynb #cell-010
-def _family_rows(world, family, rights, split, settings, own) -> list:
-    "Out-of-fold results of the three families on one split, a frame per family and price."
+def _family_rows(world, family, rights, split, config, own) -> list:
+    "Out-of-fold results of the three families on one split, a frame per family and cost weight."
     simple, all_rows = np.flatnonzero([rule == "end" for rule in family.rules]), np.arange(len(family.orders))
     train, test = (world.task_index[list(ids)].to_numpy() for ids in (split.train, split.test))
-    inner = stratified_folds(world.tasks.iloc[train], settings.folds, settings.seed + 1).to_numpy()
+    inner = stratified_folds(world.tasks.iloc[train], config.folds, config.seed + 1).to_numpy()
     everyone, frames = np.zeros(len(world.tasks), int), []
     for name, groups, among in [("Cascade", everyone, simple), ("Cascade, interruptible", everyone, all_rows),
                                 (_PER_GROUP[split.kind], own, all_rows)]:
         score, cost, count = (fold_group_sums(v, inner, groups[train], groups.max() + 1) for v in (
             family.score[np.ix_(among, train)], family.cost[np.ix_(among, train)], np.ones((1, len(train)))))
-        for price in settings.prices:
-            value = score - price * cost
+        for cost_weight in config.cost_weights:
+            value = score - cost_weight * cost
             pull = chosen_pull(value, count[:, 0])
             best = among[best_cascade(value.sum(0), count[:, 0].sum(0), pull)][groups[test]]
             frames.append(_played(world, family, best, test, rights=rights.name, split=split.kind, fold=split.name,
-                                  method=name, group="cascade", parameter=price))
+                                  method=name, group="cascade", parameter=cost_weight))
     return frames
 
 
@@ -92,34 +92,34 @@ def _played(world, family, best, tasks, **role) -> pd.DataFrame:
 _PER_GROUP = {"test": "Cascade, per domain", "ood": "Cascade, per prompt cluster"}
 
 
-def cascade_rows(world: ReplayWorld, all_splits: list[Split], settings: Settings) -> pd.DataFrame:
-    "Out-of-fold results of the three cascade families at every price, per task, and the cascades chosen."
-    frames, grouped = [], [_groups(world, split, settings) for split in all_splits]
+def cascade_rows(world: ReplayWorld, all_splits: list[Split], config: EvaluationConfig) -> pd.DataFrame:
+    "Out-of-fold results of the three cascade families at every cost weight, per task, and the cascades chosen."
+    frames, grouped = [], [_groups(world, split, config) for split in all_splits]
     for rights in ALL_RIGHTS:
         family = CascadeFamily.of(world, rights)
-        for split, own in zip(all_splits, grouped): frames += _family_rows(world, family, rights, split, settings, own)
+        for split, own in zip(all_splits, grouped): frames += _family_rows(world, family, rights, split, config, own)
     return pd.concat(frames, ignore_index=True)
 
 # %% ../../nbs/multi_turn/11_evaluation.ipynb #cell-015
-def fixed_moves(world: ReplayWorld, settings: Settings) -> pd.DataFrame:
+def fixed_moves(world: ReplayWorld, config: EvaluationConfig) -> pd.DataFrame:
     "Every turn of chance (each seed) and of taking turns."
     tasks, role = np.arange(len(world.tasks)), dict(fold="all", parameter=np.nan)
     frames = [moves_of(world, RoundRobin(), tasks, r, method="Round-robin", fit=0, **role) for r in RIGHTS]
-    frames += [moves_of(world, RandomRouter(), tasks, r, settings.seed + s, method="Random", fit=s, **role)
-               for r in RIGHTS for s in range(settings.random_seeds)]
+    frames += [moves_of(world, RandomRouter(), tasks, r, config.seed + s, method="Random", fit=s, **role)
+               for r in RIGHTS for s in range(config.random_seeds)]
     return pd.concat(frames, ignore_index=True)
 
 # %% ../../nbs/multi_turn/11_evaluation.ipynb #cell-016
 def cascade_moves(world: ReplayWorld, rows: pd.DataFrame) -> pd.DataFrame:
-    "Every turn of the cascades that `rows` (of `cascade_rows`) chose in the test split at `MOVES_PRICES`."
-    rows = rows[(rows["split"] == "test") & rows["parameter"].isin(MOVES_PRICES)]
+    "Every turn of the cascades that `rows` (of `cascade_rows`) chose in the test split at `MOVES_COST_WEIGHTS`."
+    rows = rows[(rows["split"] == "test") & rows["parameter"].isin(MOVES_COST_WEIGHTS)]
     frames = []
     for rights in RIGHTS:
         family = CascadeFamily.of(world, rights)
         chosen = rows[rows["rights"] == rights.name].groupby(["fold", "method", "parameter", "cascade"], sort=False)
-        for (fold, method, price, cascade), group in chosen:
+        for (fold, method, cost_weight, cascade), group in chosen:
             frames.append(moves_of(world, family.router(cascade), world.task_index[group["task_id"]].to_numpy(), rights,
-                                 fold=fold, method=method, parameter=price, fit=0))
+                                 fold=fold, method=method, parameter=cost_weight, fit=0))
     return pd.concat(frames, ignore_index=True)
 
 # %% ../../nbs/multi_turn/11_evaluation.ipynb #cell-019
@@ -127,7 +127,7 @@ def cascade_moves(world: ReplayWorld, rows: pd.DataFrame) -> pd.DataFrame:
 class Results:
     """`rollouts`: one row per (rights, split, method, parameter, task). `predictions`, `fits`: of the estimators.
 
-    `moves`: one row per turn of the test split, for `RIGHTS` and `MOVES_PRICES` only.
+    `moves`: one row per turn of the test split, for `RIGHTS` and `MOVES_COST_WEIGHTS` only.
     """
     rollouts: pd.DataFrame
     predictions: pd.DataFrame
@@ -135,12 +135,12 @@ class Results:
     moves: pd.DataFrame
 
 
-def _fixed(world, settings) -> dict:
+def _fixed(world, config) -> dict:
     "All that needs no estimator."
-    every = splits(world.tasks, settings.folds, settings.seed)
-    cascades = cascade_rows(world, every, settings)
-    return dict(rollouts=pd.concat([fixed_rows(world, settings), cascades], ignore_index=True),
-                moves=pd.concat([fixed_moves(world, settings), cascade_moves(world, cascades)], ignore_index=True))
+    every = splits(world.tasks, config.folds, config.seed)
+    cascades = cascade_rows(world, every, config)
+    return dict(rollouts=pd.concat([fixed_rows(world, config), cascades], ignore_index=True),
+                moves=pd.concat([fixed_moves(world, config), cascade_moves(world, cascades)], ignore_index=True))
 
 # %% ../../nbs/multi_turn/11_evaluation.ipynb #cell-020
 def _joined(parts, table) -> pd.DataFrame:
@@ -149,14 +149,14 @@ def _joined(parts, table) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
-def run_all(world: ReplayWorld, settings: Settings, routers: Mapping[str, Contender] | None = None,
+def run_all(world: ReplayWorld, config: EvaluationConfig, routers: Mapping[str, Contender] | None = None,
             workers: int = 2, progress: bool = True) -> Results:
     """Every row of every contender, from the store or computed now (both cores, progress bar, resumable).
 
     routers: `CONTENDERS` when None.
     """
-    fixed, contenders = stored(_fixed, world, settings), [*(CONTENDERS if routers is None else routers).values()]
-    jobs = [(world, split, settings, contender) for split in splits(world.tasks, settings.folds, settings.seed)
+    fixed, contenders = stored(_fixed, world, config), [*(CONTENDERS if routers is None else routers).values()]
+    jobs = [(world, split, config, contender) for split in splits(world.tasks, config.folds, config.seed)
             for contender in contenders]
     parts = stored_all(run_contender, jobs, "routers", workers, progress, lambda: world.states)  # embedded for all
     return Results(*(_joined([fixed, *parts], table) for table in TABLES))
@@ -173,9 +173,9 @@ def smoke_log(log: TurnLog) -> TurnLog:
 # %% ../../nbs/multi_turn/11_evaluation.ipynb #cell-024
 @dataclass
 class Experiment:
-    "A world, the settings, and the protocol's results on it."
+    "A world, the configuration, and the protocol's results on it."
     world: ReplayWorld
-    settings: Settings
+    config: EvaluationConfig
     results: Results
 
     @property
@@ -193,7 +193,7 @@ def experiment(source: str = "auto", profile: str = "full") -> Experiment:
     "Every router on the log of `source` (see `load_log`), computed once per machine."
     if profile not in ("full", "smoke"):
         raise ValueError(f"profile {profile!r} is neither full nor smoke.")
-    settings = Settings() if profile == "full" else SMOKE
+    config = EvaluationConfig() if profile == "full" else SMOKE
     log = load_log(source) if profile == "full" else smoke_log(load_log(source))
     world = ReplayWorld(log, pool_of(log), HistoryEncoder())
-    return Experiment(world, settings, run_all(world, settings))
+    return Experiment(world, config, run_all(world, config))

@@ -19,7 +19,8 @@ from ..core.stats import bootstrap_intervals, percentile_ends, resampled_counts,
 RESULT_KEYS = ["rights", "split", "method", "parameter"]
 
 # %% ../../nbs/multi_turn/07_metrics.ipynb #cell-006
-def method_table(results: pd.DataFrame, keys: list[str] = RESULT_KEYS, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
+def method_table(results: pd.DataFrame, keys: list[str] = RESULT_KEYS, resamples: int = 2000,
+                 seed: int = 0) -> pd.DataFrame:
     """Mean score, dollars and switches per method with 95 % intervals over tasks.
 
     `results`: one row per (`keys`, task_id) with columns score, cost_usd, switches, n_turns, stale_turns, over_budget.
@@ -66,18 +67,18 @@ def domain_sets(domains: Collection[str]) -> dict:
             "embodied": [d for d in domains if d in EMBODIED], "tool-use": [d for d in domains if d not in EMBODIED]}
 
 # %% ../../nbs/multi_turn/07_metrics.ipynb #cell-018
-WEIGHTED = {"Avengers-Pro"}  # their parameter is the weight of dollars against score, 0 to 1, and not a price
+WEIGHTED = {"Avengers-Pro"}  # their parameter is the weight of dollars against score, 0 to 1, and not a cost weight
 
 
-def operating_points(results: pd.DataFrame, prices: Collection[float] = (0.0, 1.0),
+def operating_points(results: pd.DataFrame, cost_weights: Collection[float] = (0.0, 1.0),
                      weights: Collection[float] = (0.0, 0.3)) -> pd.DataFrame:
-    """The rows that a table shows: methods without a parameter, and the others at `prices` (score per dollar).
+    """The rows that a table shows: methods without a parameter, and the others at `cost_weights` (score per dollar).
 
-    At price 0 a router looks at the score alone; at 1 a solved task is worth a dollar, and the name says so. Methods in
-    `WEIGHTED` stand at `weights`: score alone, and the 0.3 that Avengers-Pro's code has as its default.
+    At cost weight 0 a router looks at the score alone; at 1 a solved task is worth a dollar, and the name says so.
+    Methods in `WEIGHTED` stand at `weights`: score alone, and the 0.3 that Avengers-Pro's code has as its default.
     """
     weighted, value = results["method"].isin(WEIGHTED), results["parameter"]
-    shown = value.isna() | value.isin(prices) & ~weighted | value.isin(weights) & weighted
+    shown = value.isna() | value.isin(cost_weights) & ~weighted | value.isin(weights) & weighted
     sign = " (" + pd.Series(np.where(weighted, "w", "λ"), results.index) + "=" + value.map("{:g}".format) + ")"
     return results.assign(method=results["method"] + sign.where(value.fillna(0) > 0, ""))[shown]
 

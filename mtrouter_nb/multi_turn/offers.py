@@ -19,7 +19,8 @@ from .rollout import roll
 # %% ../../nbs/multi_turn/08_offers.ipynb #cell-004
 @dataclass
 class Offers:
-    "k settings of one family. `settings`: (variant, price) each; `held_*` (k,): training; `score`, `cost` (k, n_test)."
+    """k settings of one family. `settings`: (variant, cost weight) each; `held_*` (k,): training; `score`, `cost`
+    (k, n_test)."""
     family: str
     settings: list
     held_score: np.ndarray
@@ -65,7 +66,7 @@ _ARRAYS = ("held_score", "held_cost", "score", "cost")
 
 def _packed(self) -> dict:
     "The offers as table and arrays, each called after the family."
-    settings = pd.DataFrame(self.settings, columns=["variant", "price"])
+    settings = pd.DataFrame(self.settings, columns=["variant", "cost_weight"])
     return {f"{self.family}: settings": settings} | {f"{self.family}: {a}": getattr(self, a) for a in _ARRAYS}
 
 
@@ -94,19 +95,19 @@ def complete_tasks(world: ReplayWorld, ids: Iterable[str]) -> np.ndarray:
 
 # %% ../../nbs/multi_turn/08_offers.ipynb #cell-018
 def plan_offers(world: ReplayWorld, planners: dict[str, Planner], train: np.ndarray, part: np.ndarray, test: np.ndarray,
-                rights: Rights, prices: Sequence[float], family: str = "plans") -> tuple[Offers, pd.DataFrame]:
-    "(offers of every planner at every price, rollout rows of the test tasks by variant)."
+                rights: Rights, cost_weights: Sequence[float], family: str = "plans") -> tuple[Offers, pd.DataFrame]:
+    "(offers of every planner at every cost weight, rollout rows of the test tasks by variant)."
     tasks, parts = np.r_[train, test], np.r_[part, np.full(len(test), -1)]
-    n = len(prices)
+    n = len(cost_weights)
     score, cost, rows = [], [], []
     for name, planner in planners.items():
-        router = PlanRouter(planner, np.repeat(prices, len(tasks)), np.tile(parts, n))
+        router = PlanRouter(planner, np.repeat(cost_weights, len(tasks)), np.tile(parts, n))
         episodes = roll(world, router, np.tile(tasks, n), rights).episodes
         score.append(episodes["score"].to_numpy().reshape(n, -1))
         cost.append(episodes["cost_usd"].to_numpy().reshape(n, -1))
         on_test = np.tile(np.arange(len(tasks)) >= len(train), n)
-        rows.append(episodes[on_test].assign(parameter=np.repeat(prices, len(test)), variant=name))
-    settings = [(name, price) for name in planners for price in prices]
+        rows.append(episodes[on_test].assign(parameter=np.repeat(cost_weights, len(test)), variant=name))
+    settings = [(name, cost_weight) for name in planners for cost_weight in cost_weights]
     return Offers.of(family, settings, np.vstack(score), np.vstack(cost), len(train)), pd.concat(rows)
 
 # %% ../../nbs/multi_turn/08_offers.ipynb #cell-021
@@ -119,7 +120,8 @@ def from_start(world: ReplayWorld, plans: Sequence, tasks: np.ndarray,
 
 # %% ../../nbs/multi_turn/08_offers.ipynb #cell-023
 def committed_offers(world: ReplayWorld, planners: dict[str, Planner], train: np.ndarray, part: np.ndarray,
-                     test: np.ndarray, rights: Rights, prices: Sequence[float], family: str = "committed") -> Offers:
+                     test: np.ndarray, rights: Rights, cost_weights: Sequence[float],
+                     family: str = "committed") -> Offers:
     "The same planners' plans at the start of the episode, kept to their end: what the choice per episode alone gives."
     tasks, parts = np.r_[train, test], np.r_[part, np.full(len(test), -1)]
     view, rows = world.play(tasks, rights).view(), np.arange(len(tasks))
@@ -127,13 +129,13 @@ def committed_offers(world: ReplayWorld, planners: dict[str, Planner], train: np
     for planner in planners.values():
         expected, dollars = planner.predict(view, parts)
         reached, spent = from_start(world, planner.plans, tasks, rights)
-        for price in prices:
-            value = expected - price * dollars
+        for cost_weight in cost_weights:
+            value = expected - cost_weight * dollars
             best = value.argmax(1)
             goes = value[rows, best] > 0
             score.append(np.where(goes, reached[rows, best], 0))
             cost.append(np.where(goes, spent[rows, best], 0))
-    settings = [(name, price) for name in planners for price in prices]
+    settings = [(name, cost_weight) for name in planners for cost_weight in cost_weights]
     return Offers.of(family, settings, np.array(score), np.array(cost), len(train))
 
 # %% ../../nbs/multi_turn/08_offers.ipynb #cell-025

@@ -100,24 +100,27 @@ class Heuristic:
 # %% ../../nbs/multi_turn/03_routers.ipynb #cell-026
 @dataclass
 class QRouter(Stateless):
-    "Greedy on score - price * dollars, as `estimator.predict(x)` gives them; `price` a number or one per episode."
+    """Greedy on score - cost_weight * dollars, as `estimator.predict(x)` gives them.
+
+    `cost_weight`: a number or one per episode.
+    """
     estimator: object
-    price: object = 0.0
+    cost_weight: object = 0.0
     name: str = "MTRouter"
 
     def choose(self, view: View) -> np.ndarray:
         score, usd = self.estimator.predict(view.x)
-        price = np.asarray(self.price, float)
-        price = price[view.row, None] if price.ndim else price
-        return best_available(score - price * usd, view.available)
+        cost_weight = np.asarray(self.cost_weight, float)
+        cost_weight = cost_weight[view.row, None] if cost_weight.ndim else cost_weight
+        return best_available(score - cost_weight * usd, view.available)
 
 # %% ../../nbs/multi_turn/03_routers.ipynb #cell-029
 def route(estimator: OutcomeEstimator | PerModelRidge | ClusterQ, history: np.ndarray, turns_left: int,
-          proposals_left: int, usd_left: float = np.inf, price: float = 0.0) -> str:
+          proposals_left: int, usd_left: float = np.inf, cost_weight: float = 0.0) -> str:
     "The model to call next, given one history vector (3d,) and the rights that are left."
     x = np.hstack([history[None], rights_features([turns_left], [proposals_left], [usd_left])])
     score, usd = estimator.predict(x)
-    return estimator.pool.names[int((score - price * usd)[0].argmax())]
+    return estimator.pool.names[int((score - cost_weight * usd)[0].argmax())]
 
 # %% ../../nbs/multi_turn/03_routers.ipynb #cell-033
 @dataclass

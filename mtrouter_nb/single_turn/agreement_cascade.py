@@ -19,7 +19,7 @@ import pandas as pd
 from ..core.stats import known_mean
 from ..data.zeroeval import final_answer
 from ..data.outcomes import OutcomeMatrix
-from .interface import Choices, LacksInput, Queries, prices_of
+from .interface import Choices, LacksInput, Queries, cost_weights_of
 
 # %% ../../nbs/single_turn/03_agreement_cascade.ipynb #cell-004
 _DRESSING = re.compile(r"\\(?:left|right|text|mathrm|mbox|displaystyle|,|!|;| )|[\s$%{}\"'\\]")
@@ -68,11 +68,11 @@ def play(plan: tuple[int, ...], code: np.ndarray, trusted: int) -> tuple[np.ndar
 # %% ../../nbs/single_turn/03_agreement_cascade.ipynb #cell-023
 @dataclass
 class AgreementCascade:
-    "Plans of three models over those whose answers are known (`queries.said`); one setting per price of a dollar."
+    "Plans of three models over those whose answers are known (`queries.said`); one setting per cost weight."
     name: str = "Agreement cascade"
 
     def fit(self, matrix: OutcomeMatrix, queries: Queries) -> "AgreementCascade":
-        "Choose a plan per price. Raises LacksInput where no answers are known."
+        "Choose a plan per cost weight. Raises LacksInput where no answers are known."
         if queries.said is None: raise LacksInput("needs answer texts")
         self.models = [m for m in matrix.models if m in queries.said]
         own = [matrix.models.index(m) for m in self.models]
@@ -83,8 +83,8 @@ class AgreementCascade:
         self.trusted = [max(plan, key=worth.__getitem__) for plan in self.plans]
         value = np.array([self._value(plan, trusted, code, score, cost, weight)
                           for plan, trusted in zip(self.plans, self.trusted)])
-        self.prices, self.columns, self.width = prices_of(matrix.cost), own, len(matrix.models)
-        self.best = [int(np.argmax(value[:, 0] - price * value[:, 1])) for price in self.prices]
+        self.cost_weights, self.columns, self.width = cost_weights_of(matrix.cost), own, len(matrix.models)
+        self.best = [int(np.argmax(value[:, 0] - cost_weight * value[:, 1])) for cost_weight in self.cost_weights]
         return self
 
     @staticmethod
@@ -96,11 +96,11 @@ class AgreementCascade:
         return (weight * np.where(known, got, 0)).sum() / weight[known].sum(), (asked * cost[:, plan]).sum(1).mean()
 
     def choose(self, queries: Queries) -> Choices:
-        "Choices at every price; each model that was asked is paid."
+        "Choices at every cost weight; each model that was asked is paid."
         code = _codes(queries.said[self.models])
         answerer, paid = [], np.zeros((len(self.best), len(queries), self.width), bool)
         for k, plan in enumerate(self.best):
             who, asked = play(self.plans[plan], code, self.trusted[plan])
             answerer.append(np.array(self.columns)[who])
             paid[k][:, [self.columns[m] for m in self.plans[plan]]] = asked
-        return Choices(self.prices, np.stack(answerer), paid)
+        return Choices(self.cost_weights, np.stack(answerer), paid)

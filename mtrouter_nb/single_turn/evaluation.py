@@ -171,7 +171,10 @@ class Bench:
         return {name: fit.note for (name, _), fit in self.fits.items() if not len(fit.settings)} | ABSENT
 
     def _scores(self, seed, rows, score, cost) -> Scores:
-        "Settings are numbered, since their values (prices, thresholds) come from each seed's training prompts."
+        """Settings are numbered, since their values (cost weights, thresholds) come from each seed's training prompts.
+
+        A cost weight is the score that a dollar is worth.
+        """
         parts = []
         for name in self.routers:
             fit = self.fits[name, seed]

@@ -418,7 +418,7 @@ def _by_method(points, value) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["method", "group", "value"])
 
 # %% ../../nbs/single_turn/04_metrics.ipynb #cell-136
-def pareto_dist(points: pd.DataFrame, anchors: Anchors = None, norm: str = "L1", scale: str = "linear",
+def pareto_dist(points: pd.DataFrame, anchors: Anchors | None = None, norm: str = "L1", scale: str = "linear",
                 to: str = "points") -> pd.DataFrame:
     """ParetoDist per method: columns method, group, value; missing where a configuration lacks cost or accuracy.
 
@@ -430,7 +430,7 @@ def pareto_dist(points: pd.DataFrame, anchors: Anchors = None, norm: str = "L1",
     return _by_method(points, lambda part: _distances(anchors.axes(part, scale), front, norm, to).mean())
 
 # %% ../../nbs/single_turn/04_metrics.ipynb #cell-139
-def hypervolume(points: pd.DataFrame, anchors: Anchors = None, scale: str = "linear") -> pd.DataFrame:
+def hypervolume(points: pd.DataFrame, anchors: Anchors | None = None, scale: str = "linear") -> pd.DataFrame:
     "Hypervolume per method, from the corner (dearest, least accurate) of `anchors`, those of `points` when None."
     anchors = anchors or Anchors.of(points)
     return _by_method(points, lambda part: _volume(anchors.axes(part, scale)))
@@ -564,7 +564,7 @@ def _moving_distances(points) -> np.ndarray:
     return np.concatenate([one(points[i:i + chunk]) for i in range(0, len(points), chunk)])
 
 # %% ../../nbs/single_turn/04_metrics.ipynb #cell-179
-def _pareto_rows(grid: _Grid, anchors: Anchors = None) -> list:
+def _pareto_rows(grid: _Grid, anchors: Anchors | None = None) -> list:
     "ParetoDist; against `anchors` (of the single models when None, if there are any) ParetoDistFixed and Hypervolume."
     kept = (grid.configs["group"] != "bound").to_numpy()
     configs, points = grid.configs[kept], np.stack([grid.cost.sum(-1), grid.accuracy.mean(-1)], -1)[:, kept]
@@ -589,7 +589,7 @@ METRIC_KEYS = ["method", "setting", "group", "metric", "chosen"]
 
 # %% ../../nbs/single_turn/04_metrics.ipynb #cell-184
 def _summary(rows: list) -> pd.DataFrame:
-    "One row per `METRIC_KEYS` from (row, values (1 + resamples,)) of every seed: mean over the seeds that have a value."
+    "One row per `METRIC_KEYS` from (row, values (1 + resamples,)) of every seed: mean over seeds that have a value."
     about = pd.DataFrame([row for row, _ in rows], columns=[*METRIC_KEYS, "note"])
     groups = about.groupby(METRIC_KEYS, sort=False, dropna=False)
     number, values = groups.ngroup().to_numpy(), np.array([v for _, v in rows])
@@ -613,8 +613,8 @@ def _grids(runs, validations, resamples, seed):
         yield _measured(run, draws), held and _measured(held)
 
 # %% ../../nbs/single_turn/04_metrics.ipynb #cell-189
-def over_seeds(runs: Sequence[Scores], validations: Sequence[Scores] = None, reference: str = BEST,
-               anchors: Anchors = None, resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
+def over_seeds(runs: Sequence[Scores], validations: Sequence[Scores] | None = None, reference: str = BEST,
+               anchors: Anchors | None = None, resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
     """Every metric of every configuration and method, averaged over `runs`, one per seed of the split.
 
     validations: scores of the same configurations on each run's validation items; with them PerfGain and CostSave have
@@ -631,7 +631,7 @@ def over_seeds(runs: Sequence[Scores], validations: Sequence[Scores] = None, ref
     return _summary(rows)
 
 # %% ../../nbs/single_turn/04_metrics.ipynb #cell-192
-def bench_table(scores: Scores, validation: Scores = None, **options) -> pd.DataFrame:
+def bench_table(scores: Scores, validation: Scores | None = None, **options) -> pd.DataFrame:
     "`over_seeds` of one split: one row per (method, setting, metric) with value, low, high."
     return over_seeds([scores], validation and [validation], **options)
 

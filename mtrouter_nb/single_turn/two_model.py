@@ -21,7 +21,7 @@ from ..learners.fitting import Best, descend, held_out_rows, seeded
 from .interface import Choices, LacksInput, Queries
 
 # %% ../../nbs/single_turn/01_two_model.ipynb #cell-007
-def choose_pair(matrix: OutcomeMatrix, among: Iterable[str] = None) -> tuple[str, str]:
+def choose_pair(matrix: OutcomeMatrix, among: Iterable[str] | None = None) -> tuple[str, str]:
     """(small, large) from the rows of `matrix`, which are to be training rows.
 
     among: models that may be the small one; all when None. Raises `OutcomeError` where there are no two models with a
@@ -229,8 +229,8 @@ class RouteLLM:
         return _sweep(self.win_rate(queries), self.thresholds, self.pair_)
 
 # %% ../../nbs/single_turn/01_two_model.ipynb #cell-042
-def answer_embeddings(answers: pd.DataFrame, item_ids: Iterable[str], encoder: TextEncoder = None,
-                      models: Iterable[str] = None, characters: int = 170) -> dict[str, np.ndarray]:
+def answer_embeddings(answers: pd.DataFrame, item_ids: Iterable[str], encoder: TextEncoder | None = None,
+                      models: Iterable[str] | None = None, characters: int = 170) -> dict[str, np.ndarray]:
     """model -> (n, e) float32 vectors of the ends of its answers, a row per entry of `item_ids`; NaN where it has none.
 
     answers: rows (task_id, model, answer). models: which; all of `answers` when None. What is embedded is cached.
