@@ -19,7 +19,6 @@ from mtrouter_nb.multi_turn.trials import EvaluationConfig
 from mtrouter_nb.single_turn import evaluation
 
 OURS = '''
-import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,8 +27,8 @@ import pandas as pd
 from mtrouter_nb.core.encoders import ENCODERS, EncoderEntry
 from mtrouter_nb.data.sources import SOURCES
 from mtrouter_nb.data.upstream import OutcomeSource, read_table
-from mtrouter_nb.multi_turn.contenders import CONTENDERS as MULTI_TURN, Learned
-from mtrouter_nb.single_turn.evaluation import CONTENDERS as SINGLE_TURN, RouterEntry
+from mtrouter_nb.multi_turn.contenders import CONTENDERS, Learned
+from mtrouter_nb.single_turn.evaluation import ROUTERS, RouterEntry
 from mtrouter_nb.single_turn.interface import Choices
 
 
