@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 from scipy.special import rel_entr
 
-from ..core.stats import percentile_ends, ratio_difference, ratio_intervals, sample_and_resamples
+from ..core.stats import (percentile_ends, ratio_difference, ratio_intervals, sample_and_resamples,
+                                    with_interval)
 from ..data.turns import END_ERROR, END_STEPS, proposes
 from ..multi_turn.replay import ReplayWorld
 
@@ -260,7 +261,7 @@ def lift(table: pd.DataFrame, own: pd.DataFrame, by: str, resamples: int = 1000,
 def _bits(observed: np.ndarray, expected: np.ndarray) -> tuple:
     "Mean lift over the turns of tables (1 + R, M, C), in bits: value, low, high, less the bias that resampling shows."
     bits = rel_entr(observed, expected).sum((1, 2)) / observed.sum((1, 2)) / np.log(2)
-    low, high = percentile_ends(bits[1:])
+    _, low, high = with_interval(bits)
     return tuple(np.maximum(2 * bits[0] - np.array([bits[1:].mean(), high, low]), 0))
 
 # %% ../../nbs/analyses/06_behaviour.ipynb #cell-077

@@ -27,11 +27,13 @@ class Registry(dict, Generic[Entry]):
         for entry in entries: self.add(entry)
 
     def add(self, entry: Entry) -> Entry:
-        "Add `entry` under its `name`; returns it. Raises `ValueError` where the name is taken."
-        if entry.name in self:
-            raise ValueError(f"There is a {self.kind} {entry.name!r} already; give yours another name.")
-        self[entry.name] = entry
+        "Add `entry` under its `name`; returns it. Raises `ValueError` where it has none, or where that is taken."
+        if not isinstance(name := getattr(entry, "name", None), str):
+            raise ValueError(f"A {self.kind} needs a name, and {entry!r} has none.")
+        if name in self:
+            raise ValueError(f"There is a {self.kind} {name!r} already; give yours another name, or del it.")
+        self[name] = entry
         return entry
 
     def __missing__(self, name: str):
-        raise UnknownName(f"There is no {self.kind} {name!r}; there are {', '.join(map(repr, self))}.")
+        raise UnknownName(f"There is no {self.kind} {name!r}; there are {', '.join(map(repr, self)) or 'none'}.")

@@ -26,7 +26,7 @@ from .upstream import DownloadError, Source, TurnSource
 from .zeroeval import ZEROEVAL
 
 # %% ../../nbs/data/09_sources.ipynb #cell-004
-DEMO = TurnSource(name="demo", title="the demo log", evidence="simulated", asked_first=("novice-3b", "middle-30b"),
+DEMO = TurnSource(name="demo", title="The demo log", evidence="simulated", asked_first=("novice-3b", "middle-30b"),
                   load=lambda models, progress: load_demo(), models=lambda: demo_pool().names,
                   pool=lambda models: demo_pool().subset(m for m in demo_pool().names if m in set(models)))
 SOURCES: Registry[Source] = Registry("source", [ZEROEVAL, BFCL, MCPMARK, MINT, DEMO])
@@ -59,8 +59,9 @@ def pool_of(log: TurnLog) -> ModelPool:
     known = [s for s in SOURCES.values() if isinstance(s, TurnSource)]
     if whose := next((s for s in known if set(log.models) <= set(s.models())), None): return whose.pool(log.models)
     priced = {model for s in known for model in s.models()}
-    unknown = [m for m in log.models if m not in priced] or log.models
-    raise LogError(f"No prices are known for model {sorted(unknown)[0]!r}; make a ModelPool of your own.")
+    if unknown := sorted(set(log.models) - priced):
+        raise LogError(f"No prices are known for model {unknown[0]!r}; make a ModelPool of your own.")
+    raise LogError(f"No source has all of {', '.join(log.models)}; make a ModelPool of your own.")
 
 # %% ../../nbs/data/09_sources.ipynb #cell-012
 def _known(name: str, wanted: Iterable[str] | None, models: set, left_out: set) -> list[str]:
@@ -101,6 +102,7 @@ def measured_models(matrix: OutcomeMatrix, fields: Iterable[str] = _MEASURED) ->
 # %% ../../nbs/data/09_sources.ipynb #cell-018
 def load_answers(name: str = "zeroeval", progress: bool = True) -> pd.DataFrame:
     "Columns task_id, model, answer: what models of a source wrote. Raises `OutcomeError` where no texts are kept."
+    if name not in SOURCES: raise OutcomeError(f"{name!r} is not one of {', '.join(SOURCES)}.")
     return SOURCES[name].answers(progress)
 
 # %% ../../nbs/data/09_sources.ipynb #cell-021

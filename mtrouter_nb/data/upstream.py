@@ -268,8 +268,8 @@ class Source:
     complete: tuple = ()
 
     def manifest(self) -> pd.DataFrame:
-        "Columns path, bytes, sha256: every upstream file."
-        return pd.read_csv(data_dir() / f"{self.name}_manifest.csv")
+        "Columns path, bytes, sha256: every upstream file. Raises `DownloadError` where there is none."
+        raise DownloadError(f"{self.title}: there is nothing to fetch; lay tables where MTROUTER_DATA says.")
 
     def find(self) -> Path | None:
         "First folder of `data_homes` that holds all of its tables, whole; None where there is none."
@@ -277,7 +277,7 @@ class Source:
 
     def fetch(self) -> None:
         "Download and convert what is not here. Raises `DownloadError`."
-        raise DownloadError(f"{self.title} are nowhere to be downloaded from; lay them where MTROUTER_DATA says.")
+        self.manifest()
 
     def frames(self, progress: bool = True) -> tuple[pd.DataFrame, pd.DataFrame]:
         """(outcomes, tasks): a row per (model, task_id, repeat) with dataset, score and what else is known, and a row
@@ -286,7 +286,7 @@ class Source:
 
     def answers(self, progress: bool = True) -> pd.DataFrame:
         "Columns task_id, model, answer: what models wrote. Raises `OutcomeError` where it is not kept."
-        raise OutcomeError(f"Answer texts are not kept of {self.name}.")
+        raise OutcomeError(f"Answer texts are not kept of {self.name}, but of zeroeval and of logs of turns.")
 
 # %% ../../nbs/data/04_upstream.ipynb #cell-042
 def list_prices(name: str) -> pd.DataFrame:
@@ -313,6 +313,8 @@ class OutcomeSource(Source):
     tables: tuple[str, ...]
     outcomes: Callable[[Path], pd.DataFrame]
     answer_table: str | None = None
+
+    def manifest(self) -> pd.DataFrame: return pd.read_csv(data_dir() / f"{self.name}_manifest.csv")
 
     def find(self) -> Path | None:
         folders = [home / self.name for home in data_homes()]

@@ -64,20 +64,22 @@ class Best:
     def look(self, error: float | tuple, at: int | None = None) -> bool:
         """Keep the weights where `error` (a number, or a tuple of them) is lower than ever; returns whether it is.
 
-        at: what patience counts; by default one a look. The first look is kept whatever it says.
+        at: what patience counts; by default one a look. A number is better than none.
         """
         self.at = self.at + 1 if at is None else at
-        better = self.error is None or error < self.error
+        better = self.error is None or error < self.error or self.error != self.error
         if better: self.error, self.when, self.state = error, self.at, weights_of(self.network)
         return better
 
     @property
     def tired(self) -> bool:
-        "Whether patience has run out."
-        return self.at - self.when >= self.patience
+        "Whether patience has run out; never right after a better look."
+        return self.at > self.when and self.at - self.when >= self.patience
 
     def restore(self) -> None:
-        "Give the network the weights of the best look."
+        "Give the network the weights of the best look. Raises ValueError where no look gave a number."
+        if self.error is None or self.error != self.error:
+            raise ValueError("The fit has no error that is a number: take more epochs, or a lower learning rate.")
         self.network.load_state_dict(self.state)
 
 # %% ../../nbs/learners/00_fitting.ipynb #cell-017

@@ -40,7 +40,7 @@ TABLES = ("rollouts", "predictions", "fits", "moves")
 
 def played_tables(rollouts: Sequence[pd.DataFrame], moves: Sequence[pd.DataFrame] = (),
            predictions: pd.DataFrame | None = None, fits: Sequence[dict] = ()) -> dict[str, pd.DataFrame]:
-    "The four played_tables of a contender on one trial, empty where it has nothing to say."
+    "The four tables of a contender on one trial, empty where it has nothing to say."
     return dict(rollouts=pd.concat(rollouts, ignore_index=True), predictions=pd.DataFrame(predictions),
                 fits=pd.DataFrame(list(fits)),
                 moves=pd.concat(moves, ignore_index=True) if len(moves) else pd.DataFrame(columns=MOVES))
@@ -115,7 +115,8 @@ class Learned:
             yield swept(trial, estimator, self.name + suffix, limits, config.budgets, **role)
 
     def _moves(self, trial, fitted):
-        cost_weights = [w for w in self.cost_weights(trial.config) if w in MOVES_COST_WEIGHTS]
+        lowest, highest = (end(self.cost_weights(trial.config)) for end in (min, max))
+        cost_weights = [w for w in MOVES_COST_WEIGHTS if lowest <= w <= highest]
         return [moves_of(trial.world, QRouter(e, cost_weight, self.name), trial.tasks, rights, trial.config.seed,
                          fold=trial.split.name, method=self.name, parameter=cost_weight, fit=fit)
                 for fit, e in enumerate(fitted) for cost_weight in cost_weights for rights in RIGHTS]
@@ -263,4 +264,9 @@ def run_contender(world: ReplayWorld, split: Split, config: EvaluationConfig,
                   contender: Contender) -> dict[str, pd.DataFrame]:
     "The four `played_tables` of one contender on one split."
     torch.set_num_threads(1)  # the same bits whatever the machine; contenders run side by side
-    with threadpool_limits(1): return contender.play(trial_of(world, split, config))
+    try:
+        with threadpool_limits(1): return contender.play(trial_of(world, split, config))
+    except Exception as error:
+        error.add_note(f"While the router {contender.name!r} was played. An estimator's fit(data) returns it, and its "
+                       "predict(x) gives score and dollars, each (n, n_models); a rule is a function of rights.")
+        raise

@@ -121,7 +121,7 @@ def _last_trial() -> dict:
 
 def trial_of(world: ReplayWorld, split: Split, config: EvaluationConfig) -> Trial:
     "The trial of `split`; the one that this process made last, where it has the same content."
-    key, held = Content().add((world.log, world.pool, world.encoder, split, config)), _last_trial()
+    key, held = Content().add((world, split, config)), _last_trial()
     if key not in held:
         held.clear()
         held[key] = Trial(world, split, config)

@@ -92,7 +92,8 @@ class _Heads:
                 loss = nn.functional.cross_entropy(net(nn.functional.dropout(x[rows], self.dropout)), label[rows])
                 descend(loss, optimizer, rate)
             with torch.no_grad(): best.look(nn.functional.cross_entropy(net(held_x), held_label).item())
-        weight, bias = (best.state[name].numpy().astype(float) for name in ("weight", "bias"))
+        best.restore()
+        weight, bias = (net.state_dict()[name].numpy().astype(float) for name in ("weight", "bias"))
         return weight[1] - weight[0], bias[1] - bias[0]
 
     def chance(self, x: np.ndarray) -> np.ndarray:

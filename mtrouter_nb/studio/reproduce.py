@@ -624,3 +624,6 @@ def main(argv: list[str] | None = None, catalogue: Catalogue = dict) -> int:
     except KeyboardInterrupt:
         print("\nInterrupted: what was made is kept, and make reproduce goes on from here.", file=sys.stderr)
         return 130
+
+
+if __name__ == "__main__" and "__file__" in globals(): sys.exit("The command is python -m mtrouter_nb.")
