@@ -144,6 +144,7 @@ def test_the_wheel_carries_every_small_file(root, site):
 def test_the_wheel_holds_the_package_and_nothing_else(root, wheel):
     about = {name for name in inside(wheel) if ".dist-info/" in name}
     modules = {p.relative_to(root).as_posix() for p in (root / "mtrouter_nb").rglob("*.py")}
+    modules |= {f"mtrouter_nb/{name}" for name in ("__init__.pyi", "py.typed")}  # what editors read
     assert modules == {name for name in inside(wheel) - about if not name.startswith("mtrouter_nb/_data/")}
     assert {Path(name).name for name in about} >= {"LICENSE", "NOTICE"}
 
