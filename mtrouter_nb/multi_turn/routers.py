@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['Router', 'best_available', 'Stateless', 'SingleModel', 'RandomRouter', 'RoundRobin', 'Heuristic', 'QRouter', 'route',
-           'EpisodeRouter', 'HindsightOracle']
+           'EpisodeRouter', 'HindsightOracle', 'Stay', 'BeyondNoise', 'TableRouter']
 
 # %% ../../nbs/multi_turn/03_routers.ipynb #cell-001
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-from .estimator import ClusterQ, OutcomeEstimator, PerModelRidge, rights_features
+from .estimator import (SITUATION, ClusterQ, LookupTable, OutcomeEstimator, PerModelRidge,
+                                              rights_features)
 from .replay import ReplayWorld, View
 
 # %% ../../nbs/multi_turn/03_routers.ipynb #cell-003
@@ -98,6 +100,13 @@ class Heuristic:
         return best_available(rank, view.available)
 
 # %% ../../nbs/multi_turn/03_routers.ipynb #cell-026
+def _greedy(score, usd, cost_weight, view) -> np.ndarray:
+    "The available model of the greatest score - cost_weight * dollars; `cost_weight`: a number or one per episode."
+    cost_weight = np.asarray(cost_weight, float)
+    cost_weight = cost_weight[view.row, None] if cost_weight.ndim else cost_weight
+    return best_available(score - cost_weight * usd, view.available)
+
+
 @dataclass
 class QRouter(Stateless):
     """Greedy on score - cost_weight * dollars, as `estimator.predict(x)` gives them.
@@ -109,10 +118,7 @@ class QRouter(Stateless):
     name: str = "MTRouter"
 
     def choose(self, view: View) -> np.ndarray:
-        score, usd = self.estimator.predict(view.x)
-        cost_weight = np.asarray(self.cost_weight, float)
-        cost_weight = cost_weight[view.row, None] if cost_weight.ndim else cost_weight
-        return best_available(score - cost_weight * usd, view.available)
+        return _greedy(*self.estimator.predict(view.x), self.cost_weight, view)
 
 # %% ../../nbs/multi_turn/03_routers.ipynb #cell-029
 def route(estimator: OutcomeEstimator | PerModelRidge | ClusterQ, history: np.ndarray, turns_left: int,
@@ -144,3 +150,53 @@ class HindsightOracle(EpisodeRouter):
         right = world.success[tasks]
         best = np.where(right.any(1), np.where(right, total, np.inf).argmin(1), total.argmin(1))
         return cls(best, "Oracle (hindsight)")
+
+# %% ../../nbs/multi_turn/03_routers.ipynb #78cb3953
+@dataclass
+class Stay:
+    "Asks `router` anew after `turns` turns of one model (inf: never), or when that model can act no more."
+    router: Router
+    turns: float
+    name: str = "Stay"
+
+    def start(self, n: int, seed: int) -> None:
+        self.router.start(n, seed)
+        self.since = np.zeros(n, int)
+
+    def choose(self, view: View) -> np.ndarray:
+        stays = _able(view) & (self.since[view.row] < self.turns)
+        self.since[view.row] = np.where(stays, self.since[view.row] + 1, 1)
+        return np.where(stays, view.current, self.router.choose(view))
+
+
+def _able(view) -> np.ndarray:
+    "Whether the model that acted last can act again (n,)."
+    return (view.current >= 0) & view.available[np.arange(len(view)), view.current]
+
+# %% ../../nbs/multi_turn/03_routers.ipynb #096d3f32
+@dataclass
+class BeyondNoise(Stateless):
+    "The best by the mean of several `estimators`, unless its lead over the model that acted last is within its spread."
+    estimators: Sequence
+    name: str = "Beyond noise"
+
+    def choose(self, view: View) -> np.ndarray:
+        score = np.stack([e.predict(view.x)[0] for e in self.estimators])
+        best, rows = best_available(score.mean(0), view.available), np.arange(len(view))
+        lead = score[:, rows, best] - score[:, rows, view.current]
+        return np.where(_able(view) & (lead.mean(0) <= lead.std(0)), view.current, best)
+
+# %% ../../nbs/multi_turn/03_routers.ipynb #f549e88f
+@dataclass
+class TableRouter(Stateless):
+    "Greedy on what `table` says; `domain` (n_episodes,): of each episode's task. `cost_weight`: as in `QRouter`."
+    table: LookupTable
+    domain: np.ndarray
+    cost_weight: object = 0.0
+    name: str = "Table"
+
+    def choose(self, view: View) -> np.ndarray:
+        met = np.empty(len(view), SITUATION)
+        met["domain"], met["turn"] = np.asarray(self.domain, object)[view.row], view.turns.sum(1)
+        met["proposals"], met["error"] = view.proposals.sum(1), view.error
+        return _greedy(*self.table.predict(met), self.cost_weight, view)
