@@ -94,10 +94,15 @@ def random_logs(world: ReplayWorld, train: tuple[str, ...], config: EvaluationCo
 def fold_data(world: ReplayWorld, train: tuple[str, ...], config: EvaluationConfig) -> TrainingSet:
     "The training rows of the tasks `train` (ids): single-model runs first, then random ones."
     log = world.log.select(task_ids=train)
-    parts = [training_set(part, world.pool, world.encoder, expected_steps(part, train), world.own_turns,
-                          world.own_proposals) for part in (log, *random_logs(world, train, config))]
-    parts[0].weight *= config.repeats
-    return TrainingSet.concat(parts)
+    own = expected_steps(log, train)
+
+    def rows(part):
+        steps = expected_steps(part, train) if part.episodes["success"].any() else own  # few random runs may all fail
+        return training_set(part, world.pool, world.encoder, steps, world.own_turns, world.own_proposals)
+
+    single = rows(log)
+    single.weight *= config.repeats
+    return TrainingSet.concat([single, *map(rows, random_logs(world, train, config))])
 
 # %% ../../nbs/multi_turn/09_trials.ipynb #cell-018
 @dataclass(frozen=True)
