@@ -6,7 +6,7 @@
 __all__ = ['MINT_COMMIT', 'MINT_URL', 'MINT', 'read_mint_upstream', 'find_mint', 'mint_manifest', 'mint_models', 'download_mint',
            'load_mint']
 
-# %% ../../nbs/data/05_mint.ipynb #cell-002
+# %% ../../nbs/data/05_mint.ipynb #098ca4ad
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import pandas as pd
 
 from ..core.files import cache_dir, data_dir, data_homes
 from .pool import MINT_POOL, mint_pool
-from .turns import LogError, TurnLog, json_lines, with_feedback
+from .turns import MINT_RULES, LogError, TurnLog, json_lines, with_feedback
 from .upstream import (TurnSource, download_files, first_read, found_or_made, holds_tables,
                                        read_table)
 
@@ -61,13 +61,14 @@ def _from_record(record: dict, model: str, category: str, dataset: str) -> tuple
              for turn, (i, tokens_in, tokens_out) in enumerate(zip(acted, _split(n_in, read), _split(n_out, written)))]
     return dict(task_id=task_id, domain=dataset, category=category, prompt=task["prompt"]), episode, turns
 
-# %% ../../nbs/data/05_mint.ipynb #cell-016
+# %% ../../nbs/data/05_mint.ipynb #358384fc
 def _mint_log(tasks: pd.DataFrame, episodes: pd.DataFrame, turns: pd.DataFrame) -> TurnLog:
     "The three tables in a fixed order as a log; ids and scores that the reference tables leave out are added."
     episodes = episodes.assign(episode_id=episodes.model + "|" + episodes.task_id, score=episodes.success.astype(float))
     turns = turns.assign(episode_id=turns.model + "|" + turns.task_id, attempt=0)
-    return TurnLog(tasks.sort_values(["domain", "task_id"]), episodes.sort_values(["domain", "task_id", "model"]),
-                   with_feedback(turns.sort_values(["task_id", "model", "turn"]), episodes), "logged", "mint")
+    turns = with_feedback(turns.sort_values(["task_id", "model", "turn"]), episodes)
+    episodes = episodes.sort_values(["domain", "task_id", "model"])
+    return TurnLog(tasks.sort_values(["domain", "task_id"]), episodes, turns, "logged", "mint", MINT_RULES)
 
 # %% ../../nbs/data/05_mint.ipynb #cell-017
 def read_mint_upstream(root: Path | str, models: Iterable[str] | None = None) -> TurnLog:

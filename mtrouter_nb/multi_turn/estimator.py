@@ -6,7 +6,7 @@
 __all__ = ['UNLIMITED_USD', 'RIGHTS_DIM', 'rights_features', 'state_blocks', 'TrainingSet', 'training_set', 'OutcomeEstimator',
            'PerModelRidge', 'PerModelTrees', 'ClusterQ']
 
-# %% ../../nbs/multi_turn/01_estimator.ipynb #cell-001
+# %% ../../nbs/multi_turn/01_estimator.ipynb #242099b7
 import io
 import json
 from collections.abc import Sequence
@@ -26,7 +26,8 @@ from torch import nn
 from ..core.files import write_atomic
 from ..core.splits import holdout
 from ..data.pool import ModelPool
-from ..data.turns import TurnLog, outcome_targets, proposes, turn_costs
+from ..data.turns import (ErrorRule, TurnLog, outcome_targets, proposes, turn_costs,
+                                    warn_if_silent, with_rules)
 from ..learners.fitting import Best, descend, seeded
 from ..learners.outcome_network import EstimatorConfig, OutcomeNetwork
 from .history import Blocks, HistoryEncoder
@@ -85,16 +86,18 @@ def _left(turns: pd.DataFrame, max_turns: int, max_proposals: int) -> np.ndarray
     logged = turns.reindex(columns=counted.columns).astype(float)
     return rights_features(*logged.fillna(counted).to_numpy().T)
 
-# %% ../../nbs/multi_turn/01_estimator.ipynb #cell-015
+# %% ../../nbs/multi_turn/01_estimator.ipynb #59f77863
 def training_set(log: TurnLog, pool: ModelPool, history: HistoryEncoder, steps: dict,
-                 max_turns: int = 5, max_proposals: int = 2) -> TrainingSet:
+                 max_turns: int = 5, max_proposals: int = 2, rules: Sequence[ErrorRule] | None = None) -> TrainingSet:
     """Every turn of `log` as a training row.
 
     `steps`: expected steps by domain, from training tasks only (`turns.expected_steps`). `max_turns`, `max_proposals`:
-    the limits under which the log was played, where it does not say what was left. Raises KeyError for a model that
-    is not in the pool. Rows are those of `log.in_order()`.
+    the limits under which the log was played, where it does not say what was left. `rules`: which feedbacks report
+    errors, the log's own when None; warns where none ever does. Raises KeyError for a model that is not in the pool.
+    Rows are those of `log.in_order()`.
     """
-    log = log.in_order()
+    log = with_rules(log, rules).in_order()
+    warn_if_silent(log)
     turns = log.turns
     episodes = log.episodes.set_index("episode_id")
     cost = turn_costs(log, pool)
