@@ -204,29 +204,28 @@ def coverage(matrix: OutcomeMatrix) -> pd.DataFrame:
 SEEDS = (42, 999, 2024, 2025, 3407)  # of the paper
 RATIO = 0.7
 
-# %% ../../nbs/data/03_outcomes.ipynb #d2209f7f
+# %% ../../nbs/data/03_outcomes.ipynb #4b50412a
 def _prompt_of(items: pd.DataFrame) -> pd.Series:
     "Each row's prompt (n,), its item_id where the prompt is missing."
     return items["prompt"].where(items["prompt"].notna(), items["item_id"]).astype(str)
 
 
-def _group_of(items: pd.DataFrame) -> pd.Series:
-    "Which prompt each row has (n,): the first, by the alphabet, of those that say the same."
-    prompt = _prompt_of(items)
-    plain = prompt.map({p: " ".join(p.split()).casefold() for p in prompt.unique()})
-    return prompt.groupby(plain).transform("min")
+def _plain(prompts: pd.Series) -> pd.Series:
+    "What prompts (n,) say, whatever their blanks and capitals."
+    return prompts.map({p: " ".join(p.split()).casefold() for p in prompts.unique()})
 
-# %% ../../nbs/data/03_outcomes.ipynb #0b034e4c
+# %% ../../nbs/data/03_outcomes.ipynb #c39e486d
 def split(matrix: OutcomeMatrix, seed: int, ratio: float = RATIO) -> tuple[np.ndarray, np.ndarray]:
     "(training rows, test rows): in each dataset, `ratio` of the distinct prompts, chosen by their hash."
-    group, train, seen = _group_of(matrix.items), set(), set()
-    for _, mine in sorted(group.groupby(matrix.items["dataset"])):
-        prompts = set(mine)
-        new = sorted(prompts - seen, key=lambda prompt: stable_hash(seed, prompt))
-        wanted = int(len(prompts) * ratio + 1e-9) - len(prompts & train)
+    prompt, train, seen = _prompt_of(matrix.items), set(), set()
+    plain = _plain(prompt)
+    for _, mine in sorted(prompt.groupby(matrix.items["dataset"])):
+        written = mine.groupby(plain[mine.index]).min()  # the first wording, by the alphabet, of what is said
+        new = sorted(set(written.index) - seen, key=lambda said: stable_hash(seed, written[said]))
+        wanted = int(len(written) * ratio + 1e-9) - len(train.intersection(written.index))
         train |= set(new[:max(wanted, 0)])
-        seen |= prompts
-    rows = group.isin(train).to_numpy()
+        seen |= set(written.index)
+    rows = plain.isin(train).to_numpy()
     return np.flatnonzero(rows), np.flatnonzero(~rows)
 
 # %% ../../nbs/data/03_outcomes.ipynb #6388276d
