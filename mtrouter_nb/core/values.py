@@ -61,14 +61,15 @@ def _date(value) -> str:
         return date.fromisoformat(f"{value.strip()}-01"[:10]).isoformat()
     raise ValueError
 
-# %% ../../nbs/core/10_values.ipynb #c49352e5
+# %% ../../nbs/core/10_values.ipynb #c71529b5
 class BadValue(ValueError):
-    "A value that is not of its type or out of range: `row` (from 0; None for a single one), `problem`, `mend`."
+    "A `value` that is not of its type or out of range: its `row` (from 0; None for one alone), `problem`, `mend`."
     def __init__(self, value: object, problem: str, mend: str, row: int | None = None):
-        self.problem, self.mend, self.row = problem.replace("{}", repr(value)[:100]), mend, row
+        self.value, self.mend, self.row = value, mend, row
+        self.problem = problem.replace("{}", repr(value)[:100])
         super().__init__(f"{self.problem}; {mend}")
 
-# %% ../../nbs/core/10_values.ipynb #6e076248
+# %% ../../nbs/core/10_values.ipynb #fa931034
 _WITH_MISSING = {"bool": "boolean", "int64": "Int64"}
 
 
@@ -97,16 +98,19 @@ class Kind:
 
     def outside(self, typed: pd.Series) -> np.ndarray:
         "True (n,) where a value of the column `typed` is there and out of range; infinite always is."
+        if self.read is _name: return (typed.str.strip() == "").to_numpy(bool)
         if self.dtype in ("str", "bool"): return np.zeros(len(typed), bool)
         number = typed.to_numpy(float, na_value=np.nan)
         return ~(np.isnan(number) | (number >= self.low) & (number <= self.high) & (np.abs(number) < np.inf))
 
     def column(self, values: pd.Series) -> pd.Series:
         "A column (n,) in the kind's type, missing values kept. Raises `BadValue` for the first that does not fit."
-        typed = values if values.dtype == self.dtype else _read_each(self, values)
+        read_before = values.dtype == self.dtype and self.read is not _date
+        typed = values if read_before else _read_each(self, values)
         if (bad := self.outside(typed)).any():
-            row = int(bad.argmax())
-            raise BadValue(values.iloc[[row]].tolist()[0], self.problem, self.mend, row)
+            value = values.iloc[[row := int(bad.argmax())]].tolist()[0]
+            problem = f"{{}} is no {self.word}" if value in (np.inf, -np.inf) else self.problem
+            raise BadValue(value, problem, self.mend, row)
         return typed
 
 # %% ../../nbs/core/10_values.ipynb #34e3a644
@@ -120,7 +124,7 @@ def _read_each(kind: Kind, values: pd.Series) -> pd.Series:
     dtype = _WITH_MISSING.get(kind.dtype, kind.dtype) if missing.any() else kind.dtype
     return pd.Series(found, values.index, dtype, name=values.name)
 
-# %% ../../nbs/core/10_values.ipynb #36c3ba96
+# %% ../../nbs/core/10_values.ipynb #cc920531
 BOOLEAN = Kind("true or false", "bool", _boolean)
 COUNT = Kind("whole number", "int64", _whole, 0)
 NUMBER = Kind("number", "float64", _number, 0)
@@ -128,7 +132,8 @@ PRICE = Kind("price", "float64", _number, 0, mend="prices are 0 or more")
 SCORE = Kind("number", "float64", _score, 0, 1, "{} is out of range", "rescale scores to 0..1")
 PROBABILITY = Kind("number", "float64", _number, np.nextafter(0, 1), 1, "{} is no probability",
                    "give one in (0, 1] or leave it missing")
-TEXT, NAME = Kind("text", "str", _text), Kind("name", "str", _name)
+TEXT = Kind("text", "str", _text)
+NAME = Kind("name", "str", _name, problem="{} is no name", mend="give a name")
 DATE = Kind("ISO date", "str", _date)
 
 # %% ../../nbs/core/10_values.ipynb #a724eed4

@@ -97,7 +97,7 @@ def refuse_first(frame: pd.DataFrame, bad: pd.Series, name: str, sentence: str) 
         more = f" ({int(bad.sum()) - 1} more such rows)" if bad.sum() > 1 else ""
         raise OutcomeError(f"{name}: " + sentence.format(**row) + more + ".")
 
-# %% ../../nbs/data/03_outcomes.ipynb #e053c441
+# %% ../../nbs/data/03_outcomes.ipynb #1b3a6857
 _KINDS = dict(score=SCORE, **{column: NUMBER for column in list(VALUES.values())[1:]})
 _MENDS = dict(score="a score is 0 to 1, or missing")
 
@@ -107,7 +107,7 @@ def _read_values(frame: pd.DataFrame, column: str, name: str) -> pd.Series:
     try: return _KINDS[column].column(frame[column]).astype(float)
     except BadValue as bad:
         row = frame.iloc[bad.row]
-        raise OutcomeError(f"{name}: model {row['model']} on {row['item_id']} has the {column} {row[column]!r}; "
+        raise OutcomeError(f"{name}: model {row['model']} on {row['item_id']} has the {column} {bad.value!r}; "
                            f"{_MENDS.get(column, 'leave it empty where unknown')}.") from None
 
 # %% ../../nbs/data/03_outcomes.ipynb #37fe1ac5

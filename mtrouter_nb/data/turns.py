@@ -97,11 +97,12 @@ def _check_ranges(table: pd.DataFrame, schema: dict[str, Kind], name: str):
         kind = schema[column]
         _refuse(kind.outside(table[column]), table, name, column, kind.problem, kind.mend)
 
-# %% ../../nbs/data/01_turns.ipynb #1df08ec5
+# %% ../../nbs/data/01_turns.ipynb #b7a93421
 def _check_sense(table: pd.DataFrame, name: str):
     if {"success", "score"} <= {*table}:
-        _refuse(table.success & (table.score == 0) | ~table.success & (table.score == 1), table, name, "success",
-                "{} contradicts the score of its row", "correct one of the two")
+        against = 1 - table.success.astype(float)  # NaN where either is missing
+        _refuse(table.score == against, table, name, "success", "{} contradicts the score of its row",
+                "correct one of the two")
     if "cached_tokens" in table:
         _refuse((table.cached_tokens > table.input_tokens).fillna(False), table, name, "cached_tokens",
                 "{} is more than the row's input_tokens", "count the cached tokens among the input tokens")
