@@ -299,7 +299,8 @@ def put(value, place, new):
 
 MINT_RECORD = dict(task=dict(task_id=3, prompt="What?"), state=dict(
     history=[dict(role="user", content="What?"), dict(role="assistant", content="<solution> 1 </solution>")],
-    success=True, terminate_reason="task_success", agent_action_count=dict(use_tool=0, propose_solution=1, invalid_action=0),
+    success=True, terminate_reason="task_success",
+    agent_action_count=dict(use_tool=0, propose_solution=1, invalid_action=0),
     token_counter=dict(prompt_tokens=9, completion_tokens=4)))
 MINT_FILE = "data/outputs/m/F=None/max5_p2+tool+cd/reasoning/gsm8k/results.jsonl"
 BFCL_RECORD = dict(id="simple_0", input_token_count=10, output_token_count=3, latency=.5)
