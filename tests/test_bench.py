@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from mtrouter_nb.core.store import Content, reached, result_key
-from mtrouter_nb.data.outcomes import OutcomeMatrix, prompt_order_split, split
+from mtrouter_nb.data.outcomes import OutcomeMatrix, from_frame, prompt_order_split, split
 from mtrouter_nb.single_turn import evaluation as B
 from mtrouter_nb.single_turn.agreement_cascade import AgreementCascade, plain, play
 from mtrouter_nb.single_turn.interface import (AvengersProCurve, Choices, LogisticPerModel, NearestNeighbours,
@@ -217,12 +217,32 @@ def test_equal_prompts_stay_together_and_other_datasets_move_nobody(world):
     assert kept == set(matrix.items["item_id"].iloc[train]) & set(one.items["item_id"])
 
 
+def test_a_prompt_of_two_datasets_stands_on_one_side():
+    "Of 200 prompts in two datasets of 300 each, none parts; shares and rows of their own stay, in any row order."
+    shared = [f"Shared  question {i}?" for i in range(200)]
+    rows = [("a", p) for p in shared] + [("b", p.upper().replace("  ", " ")) for p in shared]
+    rows += [(d, f"{d} alone {i}") for d in "ab" for i in range(100)] + [("c", f"c alone {i}") for i in range(50)]
+    frame = pd.DataFrame(rows, columns=["dataset", "prompt"]).assign(model="m", score=1.0)
+    frame["item_id"] = [f"{d}/{i}" for i, d in enumerate(frame["dataset"])]
+    both, other = from_frame(frame, "x"), from_frame(frame.sample(frac=1, random_state=0), "x")
+    for seed in (42, 999):
+        train, test = split(both, seed)
+        said = both.items["prompt"].map(lambda p: " ".join(p.split()).casefold())
+        assert not set(said.iloc[train]) & set(said.iloc[test]) and len(train) + len(test) == len(both)
+        assert both.items["dataset"].iloc[train].value_counts().to_dict() == dict(a=210, b=210, c=35)
+        chosen = set(both.items["item_id"].iloc[train])
+        assert set(other.items["item_id"].iloc[split(other, seed)[0]]) == chosen
+        for alone in ("a", "c"):  # the first of those that share, and one that shares nothing
+            one = both.select(datasets=[alone])
+            assert set(one.items["item_id"].iloc[split(one, seed)[0]]) == chosen & set(one.items["item_id"])
+
+
 def test_the_papers_split_is_one_stream_of_random_numbers(world):
     import random
     matrix, _ = world
     train, test = prompt_order_split(matrix, 7)
     rng, want = random.Random(7), set()
-    for dataset in matrix.datasets:
+    for dataset in sorted(matrix.datasets):
         prompts = list(dict.fromkeys(matrix.items.loc[matrix.items["dataset"] == dataset, "prompt"]))
         order = list(range(len(prompts)))
         rng.shuffle(order)

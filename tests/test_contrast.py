@@ -282,7 +282,7 @@ def test_a_log_that_lacks_runs_can_be_contrasted_and_is_scored_where_it_is_whole
     log = demo_world.log
     gone = log.episodes["episode_id"].iloc[::37]
     partial = TurnLog(log.tasks, log.episodes[~log.episodes["episode_id"].isin(gone)],
-                      log.turns[~log.turns["episode_id"].isin(gone)], log.evidence, log.source)
+                      log.turns[~log.turns["episode_id"].isin(gone)], log.evidence, log.source, log.rules)
     world = ReplayWorld(partial, demo_world.pool, demo_world.encoder)
     whole = set(world.tasks["task_id"][~world.absent.any(1)])
     assert 0 < len(whole) < len(world.tasks)

@@ -51,7 +51,7 @@ def test_turns_look_like_mints(log):
     assert (left[0] == 5 - later.turn).all() and (left[1] == 2 - used[later.index]).all()
     assert not later.observation.map(strip_countdown).str.contains("steps left").any()
     assert (later.input_tokens.to_numpy() > log.turns.input_tokens.loc[later.index - 1].to_numpy()).all()
-    severity = error_severity(log.turns.feedback)
+    severity = error_severity(log.turns.feedback, log.rules)
     assert {.2, .8, 1.0} <= set(severity) and severity.eq(0).any()
 
 
@@ -103,7 +103,8 @@ def test_no_model_is_best_everywhere_for_its_price():
 
 def test_histories_tell_something(log):
     "An error on the way lowers the share of successes: an estimator has something to learn from history."
-    erred = (error_severity(log.turns.feedback) > 0).groupby(log.turns.episode_id).any()[log.episodes.episode_id]
+    severity = error_severity(log.turns.feedback, log.rules)
+    erred = (severity > 0).groupby(log.turns.episode_id).any()[log.episodes.episode_id]
     success = log.episodes.success.to_numpy()
     assert success[erred].mean() < success[~erred].mean() - .2
 

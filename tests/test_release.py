@@ -1,6 +1,7 @@
 """The official release: what is written comes back cell by cell, every quirk is counted, and nothing is lost."""
 import json
 import os
+import random
 import subprocess
 import sys
 import time
@@ -9,10 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mtrouter_nb.data.outcomes import VALUES, OutcomeError
+from mtrouter_nb.data.outcomes import VALUES, OutcomeError, prompt_order_split
 from mtrouter_nb.data.release import (PERFORMANCE, PERF_COST, QUIRKS, ReleaseError, Setting, convert_release,
                                       load_release, openrouter_choices, quality, release_files,
-                                      write_synthetic_release)
+                                      write_synthetic_release, zero_filled)
 
 KEYS = ["dataset", "split", "model", "kind", "count"]
 
@@ -57,12 +58,37 @@ def test_matrix_is_the_truth(made, setting):
 def test_as_upstream_has_upstreams_means(made, setting):
     root, out, _ = made
     matrix, cells = load_release(out, setting, as_upstream=True), upstream_cells(root)
+    filled, absent = zero_filled(matrix), 0
     for d, dataset in enumerate(matrix.datasets):
         mine = matrix.dataset == d
         for m, model in enumerate(matrix.models):
             records = cells.get((dataset, setting.splits[dataset], model), [])
-            assert matrix.score[mine, m].sum() == pytest.approx(sum(r["score"] or 0 for r in records))
-            assert matrix.cost[mine, m].sum() == pytest.approx(sum(r["cost"] for r in records))
+            score, cost = matrix.score[mine, m], matrix.cost[mine, m]
+            assert (~np.isnan(score)).sum() == (~np.isnan(cost)).sum() == len(records)
+            absent += mine.sum() - len(records)
+            if records:
+                assert np.nanmean(score) == pytest.approx(np.mean([r["score"] or 0 for r in records]))
+                assert np.nanmean(cost) == pytest.approx(np.mean([r["cost"] for r in records]))
+            assert filled.score[mine, m].sum() == pytest.approx(np.nansum(score))
+    assert absent == np.isnan(matrix.score).sum() > 0 and not np.isnan(filled.score).any()
+
+
+@pytest.mark.parametrize("seed", [42, 3407])
+def test_the_papers_split_is_upstreams_on_a_release(made, seed):
+    "Upstream's rule over its records: datasets by path, prompts by first index, one stream of random numbers."
+    root, out, _ = made
+    matrix, cells = load_release(out, as_upstream=True), upstream_cells(root)
+    rng, want = random.Random(seed), set()
+    for dataset, part in sorted(PERF_COST.splits.items()):
+        first = {}
+        for model in matrix.models:
+            for r in cells.get((dataset, part, model), []): first.setdefault(r["prompt"], r["index"])
+        prompts = sorted(first, key=first.get)
+        order = list(range(len(prompts)))
+        rng.shuffle(order)
+        want |= {(dataset, prompts[i]) for i in order[:int(len(prompts) * .7)]}
+    got = matrix.items.iloc[prompt_order_split(matrix, seed)[0]]
+    assert list(matrix.datasets) != sorted(matrix.datasets) and set(zip(got["dataset"], got["prompt"])) == want
 
 
 def test_nothing_unknown_becomes_zero(made):

@@ -1,6 +1,7 @@
 """The replay world and its routers on MINT's logs: known values, an independent replay, and the traps of the logs."""
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -153,7 +154,7 @@ def test_nothing_of_a_test_task_reaches_training(demo_world):
     mask = turned["task_id"].isin(split.test)
     turned.loc[mask, "success"] = ~turned.loc[mask, "success"]
     turned.loc[mask, "score"] = 1 - turned.loc[mask, "score"]
-    log = TurnLog(demo_world.log.tasks, turned, demo_world.log.turns, demo_world.log.evidence, demo_world.log.source)
+    log = replace(demo_world.log, episodes=turned)
     other = ReplayWorld(log, demo_world.pool, demo_world.encoder)
     one, two = (fold_data(w, split.train, config) for w in (demo_world, other))
     assert all(np.array_equal(getattr(one, f), getattr(two, f)) for f in ("x", "action", "target", "score", "cost"))
@@ -166,7 +167,7 @@ def test_adding_task_ids_or_domains_changes_no_learned_choice(demo_world):
             return np.random.default_rng(x.view(np.uint32).sum()).random((len(x), 4)), np.zeros((len(x), 4))
 
     log, names = demo_world.log, {d: f"renamed {d}" for d in demo_world.tasks["domain"].unique()}
-    renamed = TurnLog(log.tasks.assign(domain=log.tasks["domain"].map(names)), log.episodes, log.turns, log.evidence)
+    renamed = replace(log, tasks=log.tasks.assign(domain=log.tasks["domain"].map(names)))
     tasks = np.arange(len(demo_world.tasks))
     one, two = (roll(w, QRouter(Leaky()), tasks, OPEN).episodes["cost_usd"]
                 for w in (demo_world, ReplayWorld(renamed, demo_world.pool, demo_world.encoder)))

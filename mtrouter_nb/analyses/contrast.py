@@ -88,7 +88,7 @@ def repriced(world: ReplayWorld, factor: float) -> ReplayWorld:
     out.cost[:, dearest] *= factor
     return out
 
-# %% ../../nbs/analyses/04_contrast.ipynb #cell-021
+# %% ../../nbs/analyses/04_contrast.ipynb #297e091e
 def doubted(world: ReplayWorld, share: float, seed: int) -> ReplayWorld:
     "A `share` of right answers, drawn by task and model, is rejected, in the words of the log: that run is over."
     rejected = world.success & (np.random.default_rng(seed).random(world.success.shape) < share)
@@ -97,8 +97,8 @@ def doubted(world: ReplayWorld, share: float, seed: int) -> ReplayWorld:
     turns, lost = log.turns.copy(), log.episodes["episode_id"].isin(log.turns["episode_id"].iloc[last])
     turns.iloc[last, turns.columns.get_loc("feedback")] = END_REJECTED
     episodes = log.episodes.assign(success=log.episodes["success"] & ~lost, score=log.episodes["score"].mask(lost, 0.0))
-    return ReplayWorld(TurnLog(log.tasks, episodes, turns, log.evidence, log.source), world.pool, world.encoder,
-                       world.own_turns, world.own_proposals)
+    log = TurnLog(log.tasks, episodes, turns, log.evidence, log.source, log.rules)
+    return ReplayWorld(log, world.pool, world.encoder, world.own_turns, world.own_proposals)
 
 # %% ../../nbs/analyses/04_contrast.ipynb #cell-024
 WORLDS = {

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['BFCL', 'read_bfcl_upstream']
 
-# %% ../../nbs/data/07_bfcl.ipynb #cell-002
+# %% ../../nbs/data/07_bfcl.ipynb #4b305a92
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from ..core.values import NAME, NUMBER, TEXT
 from .outcomes import OutcomeError
 from .turns import json_lines
 from .upstream import (OutcomeSource, converted_rows, keyed_table, list_prices, read_table, token_cost,
@@ -24,12 +25,13 @@ _CATEGORIES = {"simple": "simple_python", "java": "simple_java", "javascript": "
                "multiple_function": "multiple", "parallel_function": "parallel",
                "parallel_multiple_function": "parallel_multiple", "relevance": "irrelevance"}  # -> its file of prompts
 
-# %% ../../nbs/data/07_bfcl.ipynb #cell-006
+# %% ../../nbs/data/07_bfcl.ipynb #b496798f
 def _row(record: dict, row: int, wrong: set, model: str, category: str) -> dict:
     counted = bool(record.get("input_token_count"))
-    tokens_in, tokens_out = (record[f"{side}_token_count"] if counted else np.nan for side in ("input", "output"))
-    return dict(model=model, category=category, task_id=record["id"], correct=row not in wrong,
-                input_tokens=float(tokens_in), output_tokens=float(tokens_out), latency_s=record.get("latency", np.nan))
+    n_in, n_out = (NUMBER(record[f"{side}_token_count"]) if counted else np.nan for side in ("input", "output"))
+    latency = record.get("latency")
+    return dict(model=model, category=category, task_id=NAME(record["id"]), correct=row not in wrong,
+                input_tokens=n_in, output_tokens=n_out, latency_s=np.nan if latency is None else NUMBER(latency))
 
 # %% ../../nbs/data/07_bfcl.ipynb #cell-007
 def _rows(results: Path, scores: Path, model: str, category: str) -> list[dict]:
@@ -52,10 +54,10 @@ def _files(day: Path, model: str, category: str) -> tuple[Path, Path]:
             raise OutcomeError(f"{_DAY}/{path} is missing; fetch it, or leave {model} out.")
     return tuple(upstream_files(day, path)[0] for path in pair)
 
-# %% ../../nbs/data/07_bfcl.ipynb #cell-009
+# %% ../../nbs/data/07_bfcl.ipynb #3582ae73
 def _task(record: dict, category: str) -> dict:
     number = record["id"].rsplit("_", 1)[1]
-    prompt = "\n".join(message["content"] for turn in record["question"] for message in turn)
+    prompt = "\n".join(TEXT(message["content"]) for turn in record["question"] for message in turn)
     return dict(category=category, task_id=f"{category}_{number}", prompt=prompt, n_functions=len(record["function"]))
 
 # %% ../../nbs/data/07_bfcl.ipynb #cell-010

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DEMO_SKILL', 'MAX_TURNS', 'MAX_PROPOSALS', 'true_success', 'make_demo', 'load_demo']
 
-# %% ../../nbs/data/02_demo.ipynb #cell-002
+# %% ../../nbs/data/02_demo.ipynb #c7e00464
 from collections.abc import Iterable
 
 import numpy as np
@@ -14,7 +14,7 @@ import pandas as pd
 from ..core.files import data_dir
 from ..core.splits import stable_hash
 from .pool import demo_pool
-from .turns import TurnLog, load_turns, proposes, with_feedback
+from .turns import MINT_RULES, TurnLog, load_turns, proposes, with_feedback
 
 # %% ../../nbs/data/02_demo.ipynb #cell-005
 DEMO_SKILL = pd.DataFrame({"grand-120b": [.85, .80], "middle-30b": [.60, .65], "sums-8b": [.75, .20],
@@ -136,7 +136,7 @@ def _end_of(script: list[str]) -> str:
     if script[-1] in ("right", "done"): return "task_success"
     return "max_propose_steps" if script.count("wrong") == MAX_PROPOSALS else "max_steps"
 
-# %% ../../nbs/data/02_demo.ipynb #cell-056
+# %% ../../nbs/data/02_demo.ipynb #64ab5c7f
 def make_demo(seed: int = 0, n_tasks: int = 100) -> TurnLog:
     "The demo log: `n_tasks` tasks (domains alternate) x 4 models, one episode each, evidence \"simulated\"."
     tasks, episodes, turns = [], [], []
@@ -154,7 +154,8 @@ def make_demo(seed: int = 0, n_tasks: int = 100) -> TurnLog:
             episodes.append(keys | _episode(rows, _end_of(script)))
             turns += rows
     turns, episodes = pd.DataFrame(turns), pd.DataFrame(episodes)
-    return TurnLog(pd.DataFrame(tasks), episodes, with_feedback(turns, episodes), "simulated", "demo").validate()
+    turns = with_feedback(turns, episodes)
+    return TurnLog(pd.DataFrame(tasks), episodes, turns, "simulated", "demo", MINT_RULES).validate()
 
 # %% ../../nbs/data/02_demo.ipynb #cell-058
 def _episode(rows: list[dict], end: str) -> dict:

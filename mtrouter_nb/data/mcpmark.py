@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['MCPMARK', 'read_mcpmark_upstream']
 
-# %% ../../nbs/data/08_mcpmark.ipynb #cell-002
+# %% ../../nbs/data/08_mcpmark.ipynb #db0a4c4a
 from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
 
+from ..core.values import BOOLEAN, COUNT, NUMBER, TEXT
 from .upstream import (OutcomeSource, converted_rows, keyed_table, list_prices, read_json, read_table,
                                        token_cost, upstream_files, wanted_models)
 
@@ -24,19 +25,20 @@ def _runs(path: Path) -> list[tuple]:
     return [(model, data["service"], data["task"], run, record)
             for part in converted_rows(path, [None], lambda _: pairs()) for model, run, record in part]
 
-# %% ../../nbs/data/08_mcpmark.ipynb #cell-006
+# %% ../../nbs/data/08_mcpmark.ipynb #2873686c
 def _row(model, service, task, run, record) -> dict:
     tokens = record["token_usage"] or {}
-    counts = {f"{kind}_tokens": tokens.get(f"{kind}_tokens") for kind in ("input", "output", "reasoning")}
-    return dict(model=model, service=service, task_id=f"{service}/{task}", run=run, success=record["success"],
-                execution_time_s=float(record["execution_time"]), **counts, n_turns=record["turn_count"])
+    counts = {name: tokens.get(name) for name in ("input_tokens", "output_tokens", "reasoning_tokens")}
+    counts = {name: None if n is None else COUNT(n) for name, n in counts.items()}
+    return dict(model=model, service=service, task_id=f"{service}/{task}", run=run, success=BOOLEAN(record["success"]),
+                execution_time_s=NUMBER(record["execution_time"]), **counts, n_turns=COUNT(record["turn_count"]))
 
-# %% ../../nbs/data/08_mcpmark.ipynb #cell-007
+# %% ../../nbs/data/08_mcpmark.ipynb #9f07d8bf
 def _task(path: Path) -> dict:
     def convert(r):
         service, category = r["mcp"][0], r["category_id"]
         return dict(task_id=f"{service}/{category}__{r['task_id']}", service=service, category=category,
-                    difficulty=r["difficulty"], prompt=r["instruction"])
+                    difficulty=r["difficulty"], prompt=TEXT(r["instruction"]))
     return converted_rows(path, [read_json(path)], convert)[0]
 
 # %% ../../nbs/data/08_mcpmark.ipynb #cell-008

@@ -6,7 +6,7 @@
 __all__ = ['MINT_COMMIT', 'MINT_URL', 'MINT', 'read_mint_upstream', 'find_mint', 'mint_manifest', 'mint_models', 'download_mint',
            'load_mint']
 
-# %% ../../nbs/data/05_mint.ipynb #cell-002
+# %% ../../nbs/data/05_mint.ipynb #226657d4
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,10 +14,11 @@ import numpy as np
 import pandas as pd
 
 from ..core.files import cache_dir, data_dir, data_homes
+from ..core.values import BOOLEAN, COUNT, NAME, TEXT
 from .pool import MINT_POOL, mint_pool
-from .turns import LogError, TurnLog, json_lines, with_feedback
-from .upstream import (TurnSource, download_files, first_read, found_or_made, holds_tables,
-                                       read_table)
+from .turns import MINT_RULES, LogError, TurnLog, json_lines, with_feedback
+from .upstream import (TurnSource, converted_rows, download_files, first_read, found_or_made,
+                                       holds_tables, read_table)
 
 # %% ../../nbs/data/05_mint.ipynb #cell-004
 MINT_COMMIT = "3f7f12c10bf763be1e6dbdeb42feb57624121f61"
@@ -36,40 +37,45 @@ def _split(total: int, weights: np.ndarray) -> np.ndarray:
     "`total` tokens in proportion to `weights` (n_turns,), rounded."
     return np.round(total * weights / weights.sum()).astype(int) if weights.sum() else np.zeros(len(weights), int)
 
-# %% ../../nbs/data/05_mint.ipynb #cell-008
+# %% ../../nbs/data/05_mint.ipynb #8806f400
 def _episode_tokens(counter: dict, read: np.ndarray, written: np.ndarray) -> tuple[int, int, bool]:
     "(input, output, estimated) tokens of an episode from upstream's counter, or from characters where it counted none."
-    if counter.get("prompt_tokens"): return counter["prompt_tokens"], counter["completion_tokens"], False
+    n_in, n_out = (COUNT(counter.get(kind) or 0) for kind in ("prompt_tokens", "completion_tokens"))
+    if n_in: return n_in, n_out, False
     return *(round(x.sum() / _CHARACTERS_PER_TOKEN) for x in (read, written)), True
 
-# %% ../../nbs/data/05_mint.ipynb #cell-011
+# %% ../../nbs/data/05_mint.ipynb #e15e21f0
 def _from_record(record: dict, model: str, category: str, dataset: str) -> tuple[dict, dict, list[dict]]:
     "(task, episode, turns) rows of one line of a results file."
-    state, task, history = record["state"], record["task"], record["state"]["history"]
-    length = np.array([len(message["content"]) for message in history])
-    acted = [i for i, message in enumerate(history) if message["role"] == "assistant"]
+    state, task = record["state"], record["task"]
+    prompt, success = TEXT(task["prompt"]), BOOLEAN(state["success"])
+    said = [TEXT(message["content"]) for message in state["history"]]
+    length = np.array([len(text) for text in said])
+    acted = [i for i, message in enumerate(state["history"]) if message["role"] == "assistant"]
     read, written = np.array([length[:i].sum() for i in acted]), length[acted] if acted else np.array([])
     n_in, n_out, estimated = _episode_tokens(state["token_counter"], read, written)
-    task_id, counts = f"{dataset}/{task['task_id']}", state["agent_action_count"]
+    task_id = f"{dataset}/{NAME(task['task_id'])}"
+    counts = {kind: COUNT(n) for kind, n in state["agent_action_count"].items()}
     keys = dict(episode_id=f"{model}|{task_id}", task_id=task_id, model=model)
-    episode = dict(**keys, domain=dataset, category=category, success=state["success"], score=float(state["success"]),
+    episode = dict(**keys, domain=dataset, category=category, success=success, score=float(success),
                    terminate_reason=state["terminate_reason"], n_turns=len(acted), n_tool_calls=counts["use_tool"],
                    n_proposals=counts["propose_solution"], n_invalid_actions=counts["invalid_action"],
                    input_tokens=n_in, output_tokens=n_out, tokens_estimated=estimated)
-    turns = [dict(**keys, turn=turn, observation=task["prompt"] if turn == 0 else history[i - 1]["content"],
-                  action=history[i]["content"], attempt=0, input_tokens=int(tokens_in), output_tokens=int(tokens_out))
+    turns = [dict(**keys, turn=turn, observation=prompt if turn == 0 else said[i - 1], action=said[i],
+                  attempt=0, input_tokens=int(tokens_in), output_tokens=int(tokens_out))
              for turn, (i, tokens_in, tokens_out) in enumerate(zip(acted, _split(n_in, read), _split(n_out, written)))]
-    return dict(task_id=task_id, domain=dataset, category=category, prompt=task["prompt"]), episode, turns
+    return dict(task_id=task_id, domain=dataset, category=category, prompt=prompt), episode, turns
 
-# %% ../../nbs/data/05_mint.ipynb #cell-016
+# %% ../../nbs/data/05_mint.ipynb #358384fc
 def _mint_log(tasks: pd.DataFrame, episodes: pd.DataFrame, turns: pd.DataFrame) -> TurnLog:
     "The three tables in a fixed order as a log; ids and scores that the reference tables leave out are added."
     episodes = episodes.assign(episode_id=episodes.model + "|" + episodes.task_id, score=episodes.success.astype(float))
     turns = turns.assign(episode_id=turns.model + "|" + turns.task_id, attempt=0)
-    return TurnLog(tasks.sort_values(["domain", "task_id"]), episodes.sort_values(["domain", "task_id", "model"]),
-                   with_feedback(turns.sort_values(["task_id", "model", "turn"]), episodes), "logged", "mint")
+    turns = with_feedback(turns.sort_values(["task_id", "model", "turn"]), episodes)
+    episodes = episodes.sort_values(["domain", "task_id", "model"])
+    return TurnLog(tasks.sort_values(["domain", "task_id"]), episodes, turns, "logged", "mint", MINT_RULES)
 
-# %% ../../nbs/data/05_mint.ipynb #cell-017
+# %% ../../nbs/data/05_mint.ipynb #93dec228
 def read_mint_upstream(root: Path | str, models: Iterable[str] | None = None) -> TurnLog:
     """MINT's results files (`.jsonl` or `.jsonl.gz`, under their upstream paths below `root`) as a turn log.
 
@@ -79,8 +85,8 @@ def read_mint_upstream(root: Path | str, models: Iterable[str] | None = None) ->
     files = _mint_files(root, models)
     if absent := sorted(set(models or []) - {model for model, *_ in files}) or (not files and ["any model"]):
         raise FileNotFoundError(f"{root} holds no results.jsonl of {absent[0]}; download MINT's files there first.")
-    parts = [_from_record(record, model, category, dataset)
-             for model, category, dataset, file in files for record in json_lines(file)]
+    parts = [part for *whose, file in files
+             for part in converted_rows(file, json_lines(file), lambda r, w=whose: _from_record(r, *w), LogError)]
     tasks, episodes, turns = zip(*parts)
     tasks = pd.DataFrame(tasks).drop_duplicates("task_id")
     turns = pd.DataFrame([row for rows in turns for row in rows])

@@ -6,9 +6,10 @@
 __all__ = ['VALUES', 'SEEDS', 'RATIO', 'OutcomeError', 'OutcomeMatrix', 'refuse_first', 'from_frame', 'to_frame', 'coverage',
            'split', 'prompt_order_split']
 
-# %% ../../nbs/data/03_outcomes.ipynb #cell-002
+# %% ../../nbs/data/03_outcomes.ipynb #2b7829b8
 import hashlib
 import random
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.splits import stable_hash
+from ..core.values import COUNT, NAME, NUMBER, SCORE, BadValue, meant
 
 # %% ../../nbs/data/03_outcomes.ipynb #cell-004
 class OutcomeError(ValueError):
@@ -95,28 +97,50 @@ def refuse_first(frame: pd.DataFrame, bad: pd.Series, name: str, sentence: str) 
         more = f" ({int(bad.sum()) - 1} more such rows)" if bad.sum() > 1 else ""
         raise OutcomeError(f"{name}: " + sentence.format(**row) + more + ".")
 
-# %% ../../nbs/data/03_outcomes.ipynb #cell-016
+# %% ../../nbs/data/03_outcomes.ipynb #1b3a6857
+_KINDS = dict(score=SCORE, **{column: NUMBER for column in list(VALUES.values())[1:]})
+_MENDS = dict(score="a score is 0 to 1, or missing")
+
+
+def _read_values(frame: pd.DataFrame, column: str, name: str) -> pd.Series:
+    "Float column, NaN where missing. Raises `OutcomeError` naming model and item."
+    try: return _KINDS[column].column(frame[column]).astype(float)
+    except BadValue as bad:
+        row = frame.iloc[bad.row]
+        raise OutcomeError(f"{name}: model {row['model']} on {row['item_id']} has the {column} {bad.value!r}; "
+                           f"{_MENDS.get(column, 'leave it empty where unknown')}.") from None
+
+# %% ../../nbs/data/03_outcomes.ipynb #37fe1ac5
+_NAMES = ("model", "item_id", "dataset")
+
+
+def _read_names(frame: pd.DataFrame, columns: Iterable[str], name: str) -> pd.DataFrame:
+    "`frame` with `columns` as text. Raises `OutcomeError` for what is no name."
+    read = {}
+    for column in columns:
+        try: read[column] = NAME.column(frame[column])
+        except BadValue as bad: raise OutcomeError(f"{name}: {column}, row {bad.row + 1}: {bad}.") from None
+    return frame.assign(**read)
+
+# %% ../../nbs/data/03_outcomes.ipynb #52495ea9
 def _checked(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     "`frame` with every column of a tidy frame. Raises `OutcomeError` for what is unusable."
-    if lacking := [c for c in ("model", "item_id", "dataset", "score") if c not in frame]:
+    if lacking := [c for c in (*_NAMES, "score") if c not in frame]:
         raise OutcomeError(f"{name}: column {lacking[0]!r} is missing; it has {', '.join(frame.columns)}.")
     if frame.empty: raise OutcomeError(f"{name}: no rows; check the file or the filter that led to it.")
-    frame = frame.assign(**{c: np.nan for c in VALUES.values() if c not in frame})
-    frame = frame.assign(repeat=frame["repeat"] if "repeat" in frame else 0)
-    key = ["model", "item_id", "repeat"]
-    for column in ("model", "item_id", "dataset"):
+    for column in frame:
+        if like := meant(str(column), [c for c in VALUES.values() if c not in frame]):
+            warnings.warn(f"{name}: column {column!r} is not read; if it is meant to be {like!r}, name it so.",
+                          stacklevel=3)
+    for column in _NAMES:
         refuse_first(frame, frame[column].isna(), name, f"a row has no {column}: " + "{model} on {item_id}, {dataset}")
-    refuse_first(frame, frame.duplicated(key), name,
+    frame = _read_names(frame, _NAMES, name)
+    try: repeat = COUNT.column(frame["repeat"]) if "repeat" in frame else 0
+    except BadValue as bad: raise OutcomeError(f"{name}: repeat, row {bad.row + 1}: {bad}.") from None
+    frame = frame.assign(repeat=repeat, **{c: np.nan for c in VALUES.values() if c not in frame})
+    refuse_first(frame, frame.duplicated(["model", "item_id", "repeat"]), name,
            "model {model} has item {item_id}, repeat {repeat}, twice; keep one row, or number the repeats")
-    number = pd.to_numeric(frame["score"], errors="coerce")
-    refuse_first(frame, (number.isna() & frame["score"].notna()) | (number < 0) | (number > 1), name,
-           "model {model} on {item_id} has the score {score!r}; a score is 0 to 1, or missing")
-    for column in list(VALUES.values())[1:]:
-        value = pd.to_numeric(frame[column], errors="coerce")
-        refuse_first(frame, (value.isna() & frame[column].notna()) | (value < 0), name,
-               "model {model} on {item_id} has the " + column + " {" + column + "!r}; leave it empty where unknown")
-        frame[column] = value
-    return frame.assign(score=number)
+    return frame.assign(**{column: _read_values(frame, column, name) for column in VALUES.values()})
 
 # %% ../../nbs/data/03_outcomes.ipynb #cell-019
 def _items(frame, name):
@@ -127,7 +151,7 @@ def _items(frame, name):
            "item {item_id} of {dataset} has different prompts or datasets; give each its own item_id, or one prompt")
     return frame[["item_id", "dataset", "repeat", *about]].drop_duplicates(["item_id", "repeat"])
 
-# %% ../../nbs/data/03_outcomes.ipynb #cell-021
+# %% ../../nbs/data/03_outcomes.ipynb #263bdb0e
 def from_frame(frame: pd.DataFrame, name: str, items: pd.DataFrame | None = None,
                models: Iterable[str] | None = None, evidence: str = "logged") -> OutcomeMatrix:
     """A matrix from one row per (model, item_id, repeat): columns model, item_id, dataset, score, and where known
@@ -144,6 +168,7 @@ def from_frame(frame: pd.DataFrame, name: str, items: pd.DataFrame | None = None
     frame = frame[frame["model"].isin(names)]
     rows = _items(frame, name)
     if items is not None:
+        items = _read_names(items, ["item_id"], name)
         rows = rows.merge(items.drop(columns=["dataset"], errors="ignore"), "left", "item_id", validate="many_to_one")
     if "prompt" not in rows: rows = rows.assign(prompt=pd.NA)
     place = dict.fromkeys(rows["dataset"])
@@ -179,25 +204,35 @@ def coverage(matrix: OutcomeMatrix) -> pd.DataFrame:
 SEEDS = (42, 999, 2024, 2025, 3407)  # of the paper
 RATIO = 0.7
 
-# %% ../../nbs/data/03_outcomes.ipynb #cell-037
+# %% ../../nbs/data/03_outcomes.ipynb #4b50412a
 def _prompt_of(items: pd.DataFrame) -> pd.Series:
+    "Each row's prompt (n,), its item_id where the prompt is missing."
     return items["prompt"].where(items["prompt"].notna(), items["item_id"]).astype(str)
 
-# %% ../../nbs/data/03_outcomes.ipynb #cell-039
+
+def _plain(prompts: pd.Series) -> pd.Series:
+    "What prompts (n,) say, whatever their blanks and capitals."
+    return prompts.map({p: " ".join(p.split()).casefold() for p in prompts.unique()})
+
+# %% ../../nbs/data/03_outcomes.ipynb #c39e486d
 def split(matrix: OutcomeMatrix, seed: int, ratio: float = RATIO) -> tuple[np.ndarray, np.ndarray]:
     "(training rows, test rows): in each dataset, `ratio` of the distinct prompts, chosen by their hash."
-    prompt = _prompt_of(matrix.items)
-    order = prompt.map({p: stable_hash(seed, p) for p in prompt.unique()})
-    place = order.groupby(matrix.items["dataset"]).rank(method="dense")
-    size = place.groupby(matrix.items["dataset"]).transform("max")
-    train = (place <= np.floor(size * ratio + 1e-9)).to_numpy()
-    return np.flatnonzero(train), np.flatnonzero(~train)
+    prompt, train, seen = _prompt_of(matrix.items), set(), set()
+    plain = _plain(prompt)
+    for _, mine in sorted(prompt.groupby(matrix.items["dataset"])):
+        written = mine.groupby(plain[mine.index]).min()  # the first wording, by the alphabet, of what is said
+        new = sorted(set(written.index) - seen, key=lambda said: stable_hash(seed, written[said]))
+        wanted = int(len(written) * ratio + 1e-9) - len(train.intersection(written.index))
+        train |= set(new[:max(wanted, 0)])
+        seen |= set(written.index)
+    rows = plain.isin(train).to_numpy()
+    return np.flatnonzero(rows), np.flatnonzero(~rows)
 
-# %% ../../nbs/data/03_outcomes.ipynb #cell-042
+# %% ../../nbs/data/03_outcomes.ipynb #6388276d
 def prompt_order_split(matrix: OutcomeMatrix, seed: int, ratio: float = RATIO) -> tuple[np.ndarray, np.ndarray]:
-    "(training rows, test rows) as the paper's code makes them, datasets in the order of the matrix."
+    "(training rows, test rows) as the paper's code makes them, datasets in the order of their names."
     rng, prompt, train = random.Random(seed), _prompt_of(matrix.items).to_numpy(), []
-    for dataset in matrix.datasets:
+    for dataset in sorted(matrix.datasets):
         rows = np.flatnonzero(matrix.items["dataset"] == dataset)
         distinct = list(dict.fromkeys(prompt[rows]))
         order = list(range(len(distinct)))

@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = ['FEATURES', 'MINT_POOL', 'UnknownModel', 'ModelPool', 'size_bucket_price', 'mint_pool', 'demo_pool']
 
-# %% ../../nbs/data/00_pool.ipynb #cell-002
+# %% ../../nbs/data/00_pool.ipynb #25b14d68
+import csv
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,40 +19,63 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from ..core.files import data_dir, save_atomic
+from ..core.values import COUNT, DATE, NAME, PRICE, TEXT, BadValue, Kind, meant
 
 # %% ../../nbs/data/00_pool.ipynb #cell-005
 class UnknownModel(KeyError):
     "A model that the pool does not hold."
     def __str__(self): return str(self.args[0])
 
-# %% ../../nbs/data/00_pool.ipynb #cell-008
-_COLUMNS = {"input_usd_per_mtok": float, "output_usd_per_mtok": float, "max_input_tokens": "Int64",
-            "max_output_tokens": "Int64", "knowledge_cutoff": "str", "basis": "str"}
+# %% ../../nbs/data/00_pool.ipynb #a0a17d47
+_PRICES = ("input_usd_per_mtok", "output_usd_per_mtok")
+_CACHED = "cached_input_usd_per_mtok"
+_COLUMNS = {"input_usd_per_mtok": PRICE, "output_usd_per_mtok": PRICE, "max_input_tokens": COUNT,
+            "max_output_tokens": COUNT, "knowledge_cutoff": DATE, "basis": TEXT}
 
-# %% ../../nbs/data/00_pool.ipynb #cell-010
+# %% ../../nbs/data/00_pool.ipynb #fde25177
+def _pool_column(table: pd.DataFrame, column: str, kind: Kind, where: str) -> pd.Series:
+    "A column in its type, missing where the table has none. Raises `ValueError` naming the model."
+    try: values = kind.column(table.get(column, pd.Series(None, table.index, object)))
+    except BadValue as bad:
+        raise ValueError(f"{where}, model {table.index[bad.row]!r}: {column}: {bad.problem}; {bad.mend}.") from None
+    if kind is PRICE and column in _PRICES and values.isna().any():
+        raise ValueError(f"{where}, model {table.index[values.isna()][0]!r}: {column} is missing; give every model its "
+                         "USD per million tokens.")
+    return values.astype("Int64") if kind is COUNT else values
+
+# %% ../../nbs/data/00_pool.ipynb #f0f77c2c
+def _check_columns(table: pd.DataFrame, where: str):
+    known = [*_COLUMNS, _CACHED]
+    for column in table.columns:
+        if like := meant(str(column), [c for c in known if c not in table or c == column]):
+            raise ValueError(f"{where} has a column {column!r}; name it {like!r}, or otherwise if it is not meant so.")
+    if missing := [c for c in _PRICES if c not in table]:
+        raise ValueError(f"{where} lacks the column {missing[0]!r}; give every model its USD per million tokens.")
+
+
+def _check_models(names: pd.Index, where: str):
+    for name in names[names.duplicated()]: raise ValueError(f"{where} names {name!r} twice; keep one row a model.")
+
+# %% ../../nbs/data/00_pool.ipynb #773ade0e
 def _pool_table(table: pd.DataFrame, where: str) -> pd.DataFrame:
     "The pool's columns in their order and types, or a `ValueError` that says what is wrong in `where`."
-    if missing := [c for c in ("input_usd_per_mtok", "output_usd_per_mtok") if c not in table]:
-        raise ValueError(f"{where} lacks the column {missing[0]!r}; give every model its USD per million tokens.")
-    table = table.reindex(columns=list(_COLUMNS)).astype(_COLUMNS)
-    table.index = pd.Index(table.index.astype("str"), name="model")
-    if table.index.has_duplicates:
-        raise ValueError(f"{where} names {table.index[table.index.duplicated()][0]!r} twice; keep one row a model.")
-    prices = table[["input_usd_per_mtok", "output_usd_per_mtok"]]
-    bad = ~(prices >= 0)
-    if bad.any(axis=None):
-        model, column = bad.stack().idxmax()
-        raise ValueError(f"{where}, model {model!r}: {column} is {prices.loc[model, column]}; prices are 0 or more.")
-    return table
+    _check_columns(table, where)
+    kinds = _COLUMNS | ({_CACHED: PRICE} if _CACHED in table else {})
+    try: names = NAME.column(table.index.to_series().astype(object).where(table.index.notna(), ""))
+    except BadValue as bad: raise ValueError(f"{where}, row {bad.row + 1}: {bad.problem}; name the model.") from None
+    _check_models(pd.Index(names), where)
+    table = table.set_axis(pd.Index(names, name="model"))
+    return pd.DataFrame({column: _pool_column(table, column, kind, where) for column, kind in kinds.items()})
 
-# %% ../../nbs/data/00_pool.ipynb #cell-013
+# %% ../../nbs/data/00_pool.ipynb #b1cae845
 @dataclass(frozen=True, eq=False)
 class ModelPool:
     """Models in a fixed order, with prices (USD per million tokens) and limits.
 
     `table`: one row a model (the index), columns input_usd_per_mtok, output_usd_per_mtok, max_input_tokens,
-    max_output_tokens, knowledge_cutoff (ISO date), basis. All but the prices may be missing.
-    Raises `ValueError` for a missing, negative or doubled price row.
+    max_output_tokens, knowledge_cutoff (ISO date), basis. All but the prices may be missing. A further column,
+    cached_input_usd_per_mtok, is there only where it was given. Raises `ValueError` for a missing, negative or doubled
+    price row, and for whatever else is no value of its column.
     """
     table: pd.DataFrame
 
@@ -80,16 +105,30 @@ class ModelPool:
         "The pool of `names` only, in the order given. Raises `UnknownModel`."
         return ModelPool(self.table.iloc[self._positions(list(names))])
 
-    def cost_usd(self, model: ArrayLike, input_tokens: ArrayLike,
-                 output_tokens: ArrayLike) -> float | np.ndarray:
+    def cost_usd(self, model: ArrayLike, input_tokens: ArrayLike, output_tokens: ArrayLike,
+                 cached_tokens: ArrayLike = 0) -> float | np.ndarray:
         """Dollars of calls: `model` a name or an array of n names, tokens numbers or arrays (n,).
 
-        Returns a float for one name and scalar tokens, else an array (n,). Raises `UnknownModel`.
+        `cached_tokens`: those of the input that were read from a cache. Returns a float for one name and scalar tokens,
+        else an array (n,). Raises `UnknownModel`, and `ValueError` for cached tokens that have no price.
         """
         at = self._positions(np.atleast_1d(np.asarray(model, dtype=object)))
-        price_in, price_out = self.table.iloc[:, :2].to_numpy()[at].T
+        price_in, price_out = self.table[list(_PRICES)].to_numpy()[at].T
         cost = (price_in * np.asarray(input_tokens) + price_out * np.asarray(output_tokens)) / 1e6
-        return float(cost[0]) if np.ndim(model) == np.ndim(input_tokens) == np.ndim(output_tokens) == 0 else cost
+        if np.any(cached_tokens):
+            cost = cost - (price_in - self._cached_price(at, cached_tokens)) * np.asarray(cached_tokens) / 1e6
+        one = all(np.ndim(given) == 0 for given in (model, input_tokens, output_tokens, cached_tokens))
+        return float(cost[0]) if one else cost
+
+    def _cached_price(self, at, cached_tokens) -> np.ndarray:
+        "USD per million cached tokens of the models at positions `at` (n,), 0 where none are cached."
+        price = self.table.get(_CACHED, pd.Series(np.nan, self.table.index)).to_numpy(float)[at]
+        price = np.where(np.asarray(cached_tokens) > 0, price, 0)
+        if (lacking := np.isnan(price)).any():
+            name = self.names[np.broadcast_to(at, price.shape)[lacking][0]]
+            raise ValueError(f"Tokens of {name!r} were read from a cache and the pool has no price for that; give it "
+                             f"the column {_CACHED!r}.")
+        return price
 
 # %% ../../nbs/data/00_pool.ipynb #cell-017
 FEATURES = ("max_input_tokens", "max_output_tokens", "input_usd_per_mtok", "output_usd_per_mtok", "cutoff_days",
@@ -117,12 +156,39 @@ def _to_csv(self, path: str | Path) -> Path:
     "Write the pool as CSV (first column model); the file appears whole or not at all."
     return save_atomic(path, lambda file: self.table.to_csv(file, lineterminator="\n"))
 
-# %% ../../nbs/data/00_pool.ipynb #cell-026
+# %% ../../nbs/data/00_pool.ipynb #6bd965bb
+def _csv_rows(path: str | Path) -> pd.DataFrame:
+    "A CSV's cells as text, empty ones missing. Raises `ValueError` naming the file and the line."
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        lines = csv.reader(file, strict=True)
+        header = [cell.strip() for cell in next(lines, [])]
+        if len(set(header)) < len(header) or "" in header:
+            raise ValueError(f"{path}, line 1: a column has no name, or that of another; name each once.")
+        rows = []
+        for row in filter(None, lines):
+            if len(row) != len(header):
+                raise ValueError(f"{path}, line {lines.line_num} has {len(row)} cells, the header has {len(header)}; "
+                                 "give one cell for each column.")
+            rows.append([cell.strip() or None for cell in row])
+    return pd.DataFrame(rows, columns=header, dtype=object)
+
+# %% ../../nbs/data/00_pool.ipynb #a334b840
+_LEAST_USD = .01
+
+
 def _from_csv(cls, path: str | Path) -> "ModelPool":
-    "Read a pool from CSV. Raises `ValueError` naming the file and the column or model that is wrong."
-    table = pd.read_csv(path, dtype={"model": str})
+    """Read a pool from CSV. Raises `ValueError` naming the file and the line, column or model that is wrong.
+
+    Warns where all prices look as if they were per token.
+    """
+    table = _csv_rows(path)
     if "model" not in table: raise ValueError(f"{path} lacks the column 'model'; name one model a row.")
-    return cls(_pool_table(table.set_index("model"), str(path)))
+    pool = cls(_pool_table(table.set_index("model"), str(path)))
+    dearest = pool.table[list(_PRICES)].max(axis=None)
+    if 0 < dearest < _LEAST_USD:
+        warnings.warn(f"{path}: no price is above {dearest:g}; if these are dollars per token, multiply by a million.",
+                      stacklevel=2)
+    return pool
 
 # %% ../../nbs/data/00_pool.ipynb #cell-028
 def _fingerprint(self) -> str:
@@ -163,20 +229,19 @@ _MODEL_CARDS = {"gpt-4-0613": (8192, 8192, "2021-09-30"), "Meta-Llama-3-70B-Inst
                 "CodeActAgent-Mistral-7b-v0.1": (32768, None, None),
                 "Meta-Llama-3-8B-Instruct": (8192, None, "2023-03-31")}
 
-# %% ../../nbs/data/00_pool.ipynb #cell-043
-def mint_pool(names: Sequence[str] | None = None) -> ModelPool:
+# %% ../../nbs/data/00_pool.ipynb #e2889265
+def mint_pool(names: Iterable[str] | None = None) -> ModelPool:
     """Pool of MINT models at ASSUMED prices; `names` default to `MINT_POOL`, any of the 52 may be given.
 
     Raises `UnknownModel` for a name with neither a list price nor a size.
     """
     listed = pd.read_csv(data_dir() / "mint_list_prices.csv", index_col="model")
-    rows = []
-    for name in names if names is not None else MINT_POOL:
+    names, rows = list(MINT_POOL if names is None else names), []
+    for name in names:
         priced = name in listed.index
         prices = tuple(listed.loc[name].iloc[:2]) if priced else (size_bucket_price(name),) * 2
         basis = "list price of the time" if priced else "size bucket"
         rows.append((*prices, *_MODEL_CARDS.get(name, (None, None, None)), basis))
-    names = list(names if names is not None else MINT_POOL)
     return ModelPool(pd.DataFrame(rows, index=names, columns=list(_COLUMNS)))
 
 # %% ../../nbs/data/00_pool.ipynb #cell-047

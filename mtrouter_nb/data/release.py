@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['PERFORMANCE', 'PERF_COST', 'MANIFEST', 'QUIRKS', 'PRICES', 'SUBSETS', 'Setting', 'ReleaseError', 'convert_release',
-           'Truth', 'write_synthetic_release', 'release_files', 'load_release', 'quality', 'openrouter_choices']
+           'Truth', 'write_synthetic_release', 'release_files', 'load_release', 'zero_filled', 'quality',
+           'openrouter_choices']
 
-# %% ../../nbs/data/10_release.ipynb #cell-002
+# %% ../../nbs/data/10_release.ipynb #6d136b0c
 import hashlib
 import json
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from tqdm import tqdm
 
 from ..core.files import COMPLETE, in_short, name_damage, save_atomic, write_atomic
 from ..core.splits import stable_hash
+from ..core.values import NUMBER, SCORE, BadValue
 from .outcomes import VALUES, OutcomeError, OutcomeMatrix, refuse_first
 from .turns import UNREADABLE
 
@@ -93,16 +95,19 @@ class _Run(msgspec.Struct):
     data_fingerprint: str | None = None
     records: list[_Record] = []
 
-# %% ../../nbs/data/10_release.ipynb #cell-023
+# %% ../../nbs/data/10_release.ipynb #99dbe21f
 _DECODER = msgspec.json.Decoder(_Run)
 _BROKEN = (ValueError, OSError, RecursionError, msgspec.MsgspecError)  # what reading a damaged file may raise
+
+
+def _constant(word: str) -> str | None: return None if word == "NaN" else word  # infinity is no number
 
 
 def _decode(data: bytes) -> _Run:
     "Raises `_BROKEN` for what is not JSON, or not a result file."
     try: return _DECODER.decode(data)
     except msgspec.ValidationError: raise
-    except msgspec.DecodeError: return _DECODER.decode(msgspec.json.encode(json.loads(data)))
+    except msgspec.DecodeError: return _DECODER.decode(msgspec.json.encode(json.loads(data, parse_constant=_constant)))
 
 # %% ../../nbs/data/10_release.ipynb #cell-027
 def _header(path: Path) -> _Run:
@@ -134,13 +139,17 @@ def _text(value) -> str:
     if value is None or isinstance(value, str): return value or ""
     return msgspec.json.encode(value).decode()
 
-# %% ../../nbs/data/10_release.ipynb #cell-037
+# %% ../../nbs/data/10_release.ipynb #3e76b6d0
+_ANY = dict(low=-np.inf, high=np.inf)  # what is out of range is told in reading
+_AS_LOGGED = dict(score=replace(SCORE, **_ANY), **dict.fromkeys(("cost", "prompt_tokens", "completion_tokens"),
+                                                                replace(NUMBER, **_ANY)))
+
+
 def _numbers(records, field) -> np.ndarray:
     "Float (n,), NaN for null. Raises `ReleaseError` for what is no number."
     values = [getattr(r, field) for r in records]
-    try: return np.array([np.nan if v is None else v for v in values], float)
-    except (TypeError, ValueError) as error:
-        raise ReleaseError(f"a record has a {field} that is no number ({error})") from error
+    try: return np.array([np.nan if v is None else _AS_LOGGED[field](v) for v in values], float)
+    except BadValue as bad: raise ReleaseError(f"a record has a {field} that cannot be read: {bad}") from None
 
 # %% ../../nbs/data/10_release.ipynb #cell-040
 _NUMBERS = {"score": "score", "cost_usd": "cost", "input_tokens": "prompt_tokens", "output_tokens": "completion_tokens"}
@@ -721,19 +730,32 @@ def _clean(rows: pd.DataFrame) -> pd.DataFrame:
     written = written.where((written > 0) | ((written == 0) & (read > 0)))  # an answer may be empty
     return rows.assign(score=score, cost_usd=cost, input_tokens=read.where(read > 0), output_tokens=written)
 
-# %% ../../nbs/data/10_release.ipynb #cell-161
+# %% ../../nbs/data/10_release.ipynb #94ae6e1d
+def _other_text(rows: pd.DataFrame, kind: str) -> pd.Series:
+    "Records (n,) whose prompt or query, by `kind`, is another than the first known of their number."
+    first = rows[rows[kind] >= 0].drop_duplicates("number").set_index("number")[kind]
+    return (rows[kind] >= 0) & (rows[kind] != rows["number"].map(first))
+
+
+def _unreadable(rows: pd.DataFrame) -> dict:
+    "Kind of quirk that has no right reading -> which records have it, bool (n,)."
+    return {"record twice": rows.duplicated(["model", "number"]),
+            "question differs": _other_text(rows, "prompt") & _other_text(rows, "query"),
+            "score outside 0 to 1": (rows["score"] < 0) | (rows["score"] > 1)}
+
+# %% ../../nbs/data/10_release.ipynb #0528e728
+_REFUSALS = {
+    "record twice": "model {model} has record {index} twice; keep one in its file and convert again",
+    "question differs": "model {model} has another question than {query_of} as item {number}; leave one of them out "
+                        "with models=",
+    "score outside 0 to 1": "model {model} has the score {score} on item {number}; a score is 0 to 1"}
+
+
 def _refuse(rows: pd.DataFrame, name: str):
     "Raise `OutcomeError` where two readings of the records are possible."
-    refuse_first(rows, rows.duplicated(["model", "number"], keep="first"), name,
-           "model {model} has record {index} twice; keep one in its file and convert again")
-    for kind in ("prompt", "query"):
-        known = rows[rows[kind] >= 0].drop_duplicates("number").set_index("number")
-        rows = rows.assign(**{f"other_{kind}": (rows[kind] >= 0) & (rows[kind] != rows["number"].map(known[kind])),
-                              f"{kind}_of": rows["number"].map(known["model"])})
-    refuse_first(rows, rows["other_prompt"] & rows["other_query"], name,
-           "model {model} has another question than {query_of} as item {number}; leave one of them out with models=")
-    refuse_first(rows, (rows["score"] < 0) | (rows["score"] > 1), name,
-           "model {model} has the score {score} on item {number}; a score is 0 to 1")
+    asked_first = rows[rows["query"] >= 0].drop_duplicates("number").set_index("number")["model"]
+    named = rows.assign(query_of=rows["number"].map(asked_first))
+    for kind, bad in _unreadable(rows).items(): refuse_first(named, bad, name, _REFUSALS[kind])
 
 # %% ../../nbs/data/10_release.ipynb #cell-164
 def release_files(out: str | Path, status: str = "converted") -> pd.DataFrame:
@@ -758,30 +780,31 @@ def _files_of(files: pd.DataFrame, setting: Setting, dataset: str) -> pd.DataFra
     if not mine["rows"].sum(): raise ReleaseError(f"{dataset}/{split} has no records; fetch its files again.")
     return mine
 
-# %% ../../nbs/data/10_release.ipynb #cell-173
+# %% ../../nbs/data/10_release.ipynb #579156b1
 def _block(out, files, setting, dataset, models, as_upstream) -> tuple[pd.DataFrame, dict]:
     "(items, tables of values (n, M)) of one dataset."
     rows, texts = _part(Path(out), _files_of(files, setting, dataset))
     split, rows = setting.splits[dataset], rows[rows["model"].isin(models)]
     _refuse(rows, f"{dataset}/{split}")
     m, (n, numbers) = pd.Index(models).get_indexer(rows["model"]), pd.factorize(rows["number"], sort=True)
-    values = rows if as_upstream else _clean(rows)
+    values = rows.fillna(dict.fromkeys(_NUMBERS, 0)) if as_upstream else _clean(rows)
     tables = {field: np.full((len(numbers), len(models)), np.nan) for field in VALUES}
     for field, column in VALUES.items():
         if column in values: tables[field][n, m] = values[column].to_numpy()
-    if as_upstream: tables |= {f: np.nan_to_num(tables[f]) for f in ("score", "cost", "input_tokens", "output_tokens")}
     seen = rows[rows["prompt"] >= 0].drop_duplicates("number").set_index("number")["prompt"].reindex(numbers)
     prompt = [None if np.isnan(p) else texts[int(p)] for p in seen]
     items = dict(item_id=[f"{dataset}/{split}/{i}" for i in numbers], dataset=dataset, repeat=0, prompt=prompt)
     return pd.DataFrame(items), tables
 
-# %% ../../nbs/data/10_release.ipynb #cell-176
+# %% ../../nbs/data/10_release.ipynb #d982b27e
 def load_release(out: str | Path, setting: Setting = PERF_COST, datasets: Iterable[str] = None,
                  models: Iterable[str] = None, as_upstream: bool = False) -> OutcomeMatrix:
     """Outcomes of a converted release: the datasets and models of `setting`, or some of them.
 
-    A record that is missing, failed or was not scored is NaN, as is a cost of 0. as_upstream: all of these are 0, as in
-    upstream's loader, to set numbers beside the printed tables. A model without any record of a dataset is NaN there.
+    A record that is missing, failed or was not scored is NaN, as is a cost of 0. as_upstream: a null score, cost or
+    count of a record that is there is 0, as in upstream's loader, to set means beside the printed tables; a record that
+    is not there stays NaN (see `zero_filled`).
+
     Raises `OutcomeError` for a dataset or model that is not there, a record that is there twice, a question that
     differs between models, a score outside 0 to 1.
     """
@@ -795,21 +818,22 @@ def load_release(out: str | Path, setting: Setting = PERF_COST, datasets: Iterab
     evidence = "simulated" if files["synthetic"].any() else "logged"
     return OutcomeMatrix(setting.name, items, tuple(models), **tables, evidence=evidence)
 
-# %% ../../nbs/data/10_release.ipynb #cell-186
+# %% ../../nbs/data/10_release.ipynb #557a4d6e
+def zero_filled(matrix: OutcomeMatrix) -> OutcomeMatrix:
+    "`matrix` with score 0 and cost $0 where these are missing, as upstream's adaptors have it; only to compare."
+    return replace(matrix, score=np.nan_to_num(matrix.score), cost=np.nan_to_num(matrix.cost))
+
+# %% ../../nbs/data/10_release.ipynb #7cf7bb31
 def _record_quirks(rows: pd.DataFrame, priced: set) -> dict:
     "Kind -> which records have it, bool (n,)."
     free, paid = rows["cost_usd"] == 0, rows["model"].isin(priced)
-    first = {k: rows[rows[k] >= 0].drop_duplicates("number").set_index("number")[k] for k in ("prompt", "query")}
-    other = {k: (rows[k] >= 0) & (rows[k] != rows["number"].map(first[k])) for k in first}
     return {"null score": rows["score"].isna(), "failed call": rows["failed"],
             "negative tokens": (rows["input_tokens"] < 0) | (rows["output_tokens"] < 0),
             "zero cost of a priced model": free & paid, "no price": free & ~paid,
             "no cost": rows["cost_usd"].isna() | (rows["cost_usd"] < 0),
             "index from 0": rows["first"] == 0, "index moved": rows["step"] != 0,
-            "prompt differs, same question": other["prompt"] & ~other["query"],
-            "question differs": other["prompt"] & other["query"],
-            "record twice": rows.duplicated(["model", "number"]),
-            "score outside 0 to 1": (rows["score"] < 0) | (rows["score"] > 1)}
+            "prompt differs, same question": _other_text(rows, "prompt") & ~_other_text(rows, "query"),
+            **_unreadable(rows)}
 
 # %% ../../nbs/data/10_release.ipynb #cell-189
 def _part_quirks(out, files, priced, wanted) -> tuple[list, set]:

@@ -7,7 +7,7 @@ __all__ = ['TIMEOUT_S', 'upstream_files', 'plain_name', 'read_json', 'converted_
            'DamagedTable', 'read_table', 'write_tables', 'holds_tables', 'first_read', 'DownloadError', 'found_or_made',
            'check_manifest', 'download_files', 'Source', 'list_prices', 'token_cost', 'OutcomeSource', 'TurnSource']
 
-# %% ../../nbs/data/04_upstream.ipynb #cell-002
+# %% ../../nbs/data/04_upstream.ipynb #0efcdbb5
 import gzip
 import json
 import os
@@ -29,9 +29,10 @@ from tqdm import tqdm
 
 from ..core.files import (COMPLETE, cache_dir, data_dir, data_homes, in_short, name_damage, new_folder,
                                     sweep)
+from ..core.values import BadValue
 from .outcomes import OutcomeError
 from .pool import ModelPool
-from .turns import UNREADABLE, TurnLog
+from .turns import UNREADABLE, TurnLog, episode_costs
 
 # %% ../../nbs/data/04_upstream.ipynb #cell-003
 with warnings.catch_warnings():  # without Jupyter widgets, tqdm complains as soon as pooch is imported
@@ -56,15 +57,15 @@ def read_json(path: Path) -> object:
     except (ValueError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise OutcomeError(f"{path.parent.name}/{path.name} is not whole JSON ({error}); fetch it again.") from error
 
-# %% ../../nbs/data/04_upstream.ipynb #cell-010
-def converted_rows(path: Path, records: Iterable, convert: Callable[..., dict]) -> list[dict]:
-    "`convert(record)` of each record. Raises `OutcomeError` naming file and row of one that lacks something."
+# %% ../../nbs/data/04_upstream.ipynb #b250154f
+def converted_rows(path: Path, records: Iterable, convert: Callable, error: type[ValueError] = OutcomeError) -> list:
+    "`convert(record)` of each record. Raises `error` naming file and row of one that lacks something or is unfit."
     rows = []
     for row, record in enumerate(records, 1):
         try: rows.append(convert(record))
-        except (KeyError, IndexError, TypeError, AttributeError) as error:
-            raise OutcomeError(f"{path.parent.name}/{path.name}, record {row} is not as upstream writes it "
-                               f"({type(error).__name__}: {error}); fetch the file again.") from error
+        except (KeyError, IndexError, TypeError, AttributeError, BadValue) as why:
+            raise error(f"{path.parent.name}/{path.name}, record {row} is not as upstream writes it "
+                        f"({type(why).__name__}: {why}); fetch the file again.") from why
     return rows
 
 # %% ../../nbs/data/04_upstream.ipynb #cell-013
@@ -342,7 +343,7 @@ class OutcomeSource(Source):
         if self.answer_table is None: return super().answers(progress)
         return self.read(lambda folder: read_table(folder / f"{self.answer_table}.parquet"), progress)
 
-# %% ../../nbs/data/04_upstream.ipynb #cell-047
+# %% ../../nbs/data/04_upstream.ipynb #2da93f00
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TurnSource(Source):
     """A log of turns, as outcomes too: what each model scored and cost that did a task from start to end.
@@ -356,8 +357,9 @@ class TurnSource(Source):
 
     def frames(self, progress: bool = True) -> tuple[pd.DataFrame, pd.DataFrame]:
         log = self.load(None, progress)
+        cost = episode_costs(log, self.pool(log.models)).set_axis(log.episodes.episode_id)
         frame = log.episodes.merge(log.tasks[["task_id", "domain"]]).rename(columns=dict(domain="dataset"))
-        return frame.assign(cost_usd=token_cost(frame, self.pool(log.models).table)), log.tasks
+        return frame.assign(cost_usd=frame.episode_id.map(cost)), log.tasks
 
     def answers(self, progress: bool = True) -> pd.DataFrame:
         "All that a model said in a task, one action a line."

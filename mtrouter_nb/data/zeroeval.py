@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ANSWER_MODELS', 'ZEROEVAL', 'final_answer', 'is_correct', 'read_zeroeval_upstream']
 
-# %% ../../nbs/data/06_zeroeval.ipynb #cell-002
+# %% ../../nbs/data/06_zeroeval.ipynb #0ce9cc19
 import json
 import re
 from collections.abc import Iterable
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..core.values import NAME, TEXT
 from .outcomes import OutcomeError
 from .upstream import (OutcomeSource, converted_rows, keyed_table, list_prices, plain_name, read_json,
                                        read_table, token_cost, upstream_files, wanted_models)
@@ -50,15 +51,15 @@ ANSWER_MODELS = ("Meta-Llama-3-8B-Instruct", "Meta-Llama-3.1-70B-Instruct", "Met
                  "deepseek-v2.5-0908", "gemini-1.5-flash", "gemini-1.5-pro", "gpt-4o-2024-08-06",
                  "gpt-4o-mini-2024-07-18")  # whose answer texts are kept
 
-# %% ../../nbs/data/06_zeroeval.ipynb #cell-011
+# %% ../../nbs/data/06_zeroeval.ipynb #ab381b9d
 def _tokens(text: str) -> int:
     "Estimated number of tokens, at least one."
     return max(1, round(len(text) / _CHARACTERS_PER_TOKEN))
 
 
 def _zeroeval_row(record: dict, dataset: str, model: str) -> dict:
-    prompt, answer, gold = record["chat_history"][0], record["output"][0], record["answer"]
-    return dict(dataset=dataset, task_id=f"{dataset}/{record['id']}", model=model, prompt=prompt, gold=gold,
+    prompt, answer, gold = map(TEXT, (record["chat_history"][0], record["output"][0], record["answer"]))
+    return dict(dataset=dataset, task_id=f"{dataset}/{NAME(record['id'])}", model=model, prompt=prompt, gold=gold,
                 answer=answer, correct=is_correct(dataset, answer, gold), input_tokens=_tokens(prompt),
                 output_tokens=_tokens(answer))
 

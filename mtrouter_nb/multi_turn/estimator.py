@@ -6,7 +6,7 @@
 __all__ = ['UNLIMITED_USD', 'RIGHTS_DIM', 'SITUATION', 'UNKNOWN', 'rights_features', 'state_blocks', 'TrainingSet',
            'training_set', 'OutcomeEstimator', 'PerModelRidge', 'PerModelTrees', 'ClusterQ', 'LookupTable']
 
-# %% ../../nbs/multi_turn/01_estimator.ipynb #cell-001
+# %% ../../nbs/multi_turn/01_estimator.ipynb #242099b7
 import io
 import json
 from collections.abc import Sequence
@@ -25,7 +25,8 @@ from sklearn.linear_model import Ridge
 from ..core.files import write_atomic
 from ..core.splits import holdout
 from ..data.pool import ModelPool
-from ..data.turns import TurnLog, error_severity, outcome_targets, proposes, turn_costs
+from ..data.turns import (ErrorRule, TurnLog, error_severity, outcome_targets, proposes, turn_costs,
+                                    warn_if_silent, with_rules)
 from ..learners.fitting import Best, descend, seeded
 from ..learners.outcome_network import EstimatorConfig, OutcomeNetwork
 from .history import Blocks, HistoryEncoder
@@ -105,20 +106,22 @@ def _situation(log: TurnLog) -> np.ndarray:
     turns, out = log.turns, np.empty(len(log.turns), SITUATION)
     out["domain"] = turns["task_id"].map(log.tasks.set_index("task_id")["domain"])
     out["turn"], out["proposals"] = turns["turn"], _proposed(turns)
-    error = pd.Series(error_severity(turns["feedback"]), turns.index)
+    error = error_severity(turns["feedback"], log.rules)
     out["error"] = error.groupby(turns["episode_id"]).shift(fill_value=0.0)
     return out
 
-# %% ../../nbs/multi_turn/01_estimator.ipynb #cell-015
+# %% ../../nbs/multi_turn/01_estimator.ipynb #59f77863
 def training_set(log: TurnLog, pool: ModelPool, history: HistoryEncoder, steps: dict,
-                 max_turns: int = 5, max_proposals: int = 2) -> TrainingSet:
+                 max_turns: int = 5, max_proposals: int = 2, rules: Sequence[ErrorRule] | None = None) -> TrainingSet:
     """Every turn of `log` as a training row.
 
     `steps`: expected steps by domain, from training tasks only (`turns.expected_steps`). `max_turns`, `max_proposals`:
-    the limits under which the log was played, where it does not say what was left. Raises KeyError for a model that
-    is not in the pool. Rows are those of `log.in_order()`.
+    the limits under which the log was played, where it does not say what was left. `rules`: which feedbacks report
+    errors, the log's own when None; warns where none ever does. Raises KeyError for a model that is not in the pool.
+    Rows are those of `log.in_order()`.
     """
-    log = log.in_order()
+    log = with_rules(log, rules).in_order()
+    warn_if_silent(log)
     turns = log.turns
     episodes = log.episodes.set_index("episode_id")
     cost = turn_costs(log, pool)

@@ -6,7 +6,7 @@
 __all__ = ['FORMAT_TOKENS', 'MESSAGE_TOKENS', 'history_text', 'Blocks', 'RunningHistory', 'HistoryEncoder', 'LiveHistory',
            'WholeTextEncoder', 'LiveText']
 
-# %% ../../nbs/multi_turn/00_history.ipynb #cell-001
+# %% ../../nbs/multi_turn/00_history.ipynb #137ba414
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -16,7 +16,7 @@ import pandas as pd
 
 from ..core.encoders import Encoder, TextEncoder
 from ..core.text import Cut, strip_countdown
-from ..data.turns import TurnLog
+from ..data.turns import GENERAL_RULES, ErrorRule, TurnLog, gravest_error
 
 # %% ../../nbs/multi_turn/00_history.ipynb #cell-004
 FORMAT_TOKENS, MESSAGE_TOKENS = 20, 10  # what the headings cost: per text, and per message
@@ -107,7 +107,7 @@ class RunningHistory:
         mean = self._sum / self._weight if self._weight else self._sum
         return np.concatenate([self.task, self.last, mean])
 
-# %% ../../nbs/multi_turn/00_history.ipynb #cell-020
+# %% ../../nbs/multi_turn/00_history.ipynb #7316099c
 class HistoryEncoder:
     """Histories of a turn log as vectors; see `RunningHistory` for what they hold.
 
@@ -131,9 +131,9 @@ class HistoryEncoder:
         "Embed whole messages (n strings, each cut to its piece): float32 (n, d)."
         return self.encoder.encode([self.cut(t) for t in texts])
 
-    def follow(self, prompt: str) -> "LiveHistory":
-        "The history of a run that is going on now, starting from its task prompt."
-        return LiveHistory(self, prompt)
+    def follow(self, prompt: str, rules: Sequence[ErrorRule] = GENERAL_RULES) -> "LiveHistory":
+        "The history of a run that is going on now, starting from its task prompt; `rules`: what an error looks like."
+        return LiveHistory(self, prompt, rules)
 
     def start(self, prompts: Iterable[str]) -> np.ndarray:
         "The state before any turn, for n task prompts: float32 (n, 3d)."
@@ -181,24 +181,28 @@ class HistoryEncoder:
         state[first] = self.start(prompts)[start.reindex(turns["task_id"][first])]
         return state
 
-# %% ../../nbs/multi_turn/00_history.ipynb #cell-022
+# %% ../../nbs/multi_turn/00_history.ipynb #5ed46ea7
 class LiveHistory:
-    "One running conversation as a vector: `add` each turn's two texts, read `vector` (3 * dim,)."
+    """One running conversation as a vector: `add` each turn's two texts, read `vector` (3 * dim,).
 
-    def __init__(self, history: HistoryEncoder, prompt: str):
-        self.history = history
+    `error`: severity of the gravest error that the last feedback reports by `rules`, 0 where none.
+    """
+
+    def __init__(self, history: HistoryEncoder, prompt: str, rules: Sequence[ErrorRule] = GENERAL_RULES):
+        self.history, self.rules, self.error = history, rules, 0.0
         self.running = RunningHistory(history.messages([prompt])[0], history.decay)
 
     def add(self, action: str, feedback: str) -> "LiveHistory":
         "What the model did and what came back."
         self.running.add(*self.history.messages([action, feedback]))
+        self.error = gravest_error(feedback, self.rules)
         return self
 
     @property
     def vector(self) -> np.ndarray:
         return self.running.vector
 
-# %% ../../nbs/multi_turn/00_history.ipynb #cell-028
+# %% ../../nbs/multi_turn/00_history.ipynb #420d2d47
 class WholeTextEncoder(HistoryEncoder):
     """States as embeddings of `history_text`, float32 (n, d), under a budget of `max_tokens`.
 
@@ -239,19 +243,21 @@ class WholeTextEncoder(HistoryEncoder):
         state[log.turns["feedback"].isna().to_numpy()] = np.nan
         return state
 
-    def follow(self, prompt: str) -> "LiveText":
-        return LiveText(self, prompt)
+    def follow(self, prompt: str, rules: Sequence[ErrorRule] = GENERAL_RULES) -> "LiveText":
+        return LiveText(self, prompt, rules)
 
-# %% ../../nbs/multi_turn/00_history.ipynb #cell-029
+# %% ../../nbs/multi_turn/00_history.ipynb #52dc85bf
 class LiveText:
-    "One running conversation under `WholeTextEncoder`: `add` each turn's two texts, read `vector` (d,)."
+    "One running conversation under `WholeTextEncoder`: as `LiveHistory`, with a `vector` (d,)."
 
-    def __init__(self, history: WholeTextEncoder, prompt: str):
+    def __init__(self, history: WholeTextEncoder, prompt: str, rules: Sequence[ErrorRule] = GENERAL_RULES):
         self.history, self.prompt, self.messages = history, prompt, []
+        self.rules, self.error = rules, 0.0
 
     def add(self, action: str, feedback: str) -> "LiveText":
         "What the model did and what came back."
         self.messages += [("assistant", action), ("user", feedback)]
+        self.error = gravest_error(feedback, self.rules)
         return self
 
     @property

@@ -6,7 +6,8 @@
 __all__ = ['MATCHED', 'DOUBLE', 'OPEN', 'CHARS_PER_TOKEN', 'Rights', 'budgeted', 'one_proposal_each', 'View', 'Play', 'World',
            'ReplayWorld', 'ReplayPlay']
 
-# %% ../../nbs/multi_turn/02_replay.ipynb #cell-001
+# %% ../../nbs/multi_turn/02_replay.ipynb #c1359e3f
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
@@ -17,7 +18,8 @@ from numpy.typing import ArrayLike
 
 from ..core.text import strip_countdown
 from ..data.pool import ModelPool
-from ..data.turns import LogError, TurnLog, error_severity, proposes, turn_costs
+from ..data.turns import (ErrorRule, LogError, TurnLog, error_severity, logged_costs, proposes,
+                                    turn_costs, warn_if_silent, with_rules)
 from .estimator import rights_features
 from .history import HistoryEncoder
 
@@ -124,19 +126,21 @@ def _check_replayable(log: TurnLog, own_turns: int):
         raise LogError(f"the log has runs of {log.turns['turn'].max() + 1} turns and own_turns is {own_turns}; pass "
                        "the limits under which it was made, and rights that allow them.")
 
-# %% ../../nbs/multi_turn/02_replay.ipynb #cell-027
+# %% ../../nbs/multi_turn/02_replay.ipynb #5284fec4
 class ReplayWorld:
     """Exact replay of a log of single-model episodes: one run per (task, model).
 
     `log`: a validated TurnLog whose episodes each have one model. `history`: how runs become vectors; without it
-    routers that read text cannot play. `own_turns`, `own_proposals`: the limits of the logged episodes. A pair with no
-    logged turn cannot be chosen.
+    routers that read text cannot play. `own_turns`, `own_proposals`: the limits of the logged episodes. `rules`: which
+    feedbacks report errors, the log's own when None; warns where none ever does. A pair with no logged turn cannot be
+    chosen.
     """
 
     def __init__(self, log: TurnLog, pool: ModelPool, history: HistoryEncoder = None,
-                 own_turns: int = 5, own_proposals: int = 2):
-        log = log.select(models=pool.names).in_order()
+                 own_turns: int = 5, own_proposals: int = 2, rules: Sequence[ErrorRule] | None = None):
+        log = with_rules(log, rules).select(models=pool.names).in_order()
         _check_replayable(log, own_turns)
+        warn_if_silent(log)
         self.log, self.pool, self.encoder = log, pool, history
         self.own_turns, self.own_proposals = own_turns, own_proposals
         self.tasks = log.tasks.reset_index(drop=True)
@@ -156,27 +160,28 @@ class ReplayWorld:
         self.score = _table(pair, self.shape[:2], episodes["score"], np.nan, float)
         self.absent = np.isnan(self.score)  # runs that the log does not hold
         self.success = _table(pair, self.shape[:2], episodes["success"], False, bool)
-        self.error = _table(at, self.shape, error_severity(turns["feedback"]), 0.0, float)
+        self.error = _table(at, self.shape, error_severity(turns["feedback"], log.rules), 0.0, float)
         self.seen_usd = _table(at, self.shape, self._seen_usd(turns, t), 0.0, float)
         self.call_bound = _table(at, self.shape, self._call_bound(turns), np.inf, float)
 
     def _seen_usd(self, turns, task) -> np.ndarray:
-        "Dollars of each turn as a router can know them: characters sent and received, at the pool's prices."
+        "Dollars of each turn as a router can know them: its bill, else characters each way at the pool's prices."
         prompt = turns["observation"].map(strip_countdown).str.len()
         action = turns["action"].str.len()
         said = (prompt + action.groupby(turns["episode_id"]).shift(fill_value=0)).groupby(turns["episode_id"]).cumsum()
         # The environment's own instructions are sent with every call and are the same for all models of a task.
         first = turns["input_tokens"].where(turns["turn"] == 0) - prompt / CHARS_PER_TOKEN
         instructions = first.groupby(task).median().clip(lower=0).reindex(task).to_numpy()
-        return self.pool.cost_usd(turns["model"].to_numpy(), instructions + said.to_numpy() / CHARS_PER_TOKEN,
-                                  action.to_numpy() / CHARS_PER_TOKEN)
+        usd = self.pool.cost_usd(turns["model"].to_numpy(), instructions + said.to_numpy() / CHARS_PER_TOKEN,
+                                 action.to_numpy() / CHARS_PER_TOKEN)
+        return logged_costs(self.log).fillna(pd.Series(usd, turns.index)).to_numpy()
 
     def _call_bound(self, turns) -> np.ndarray:
         "The most a turn can cost: its prompt, and the longest answer that its model ever gave."
         exact = turn_costs(self.log, self.pool).to_numpy()
         out = self.pool.cost_usd(turns["model"].to_numpy(), np.zeros(len(turns)), turns["output_tokens"].to_numpy())
         longest = pd.Series(out).groupby(turns["model"].to_numpy()).transform("max").to_numpy()
-        return np.maximum(exact - out + longest, exact)
+        return np.maximum(exact - out + longest, exact)  # also where a bill is below the list price
 
     @cached_property
     def states(self) -> tuple[np.ndarray, np.ndarray]:

@@ -61,9 +61,9 @@ def roll(world: World, router: Router, tasks: np.ndarray, rights: Rights, seed: 
         play.step(choice, getattr(router, "propensity", None))
     return Rollout(router.name, rights.name, _episodes(play), _moves(play))
 
-# %% ../../nbs/multi_turn/06_rollout.ipynb #cell-018
+# %% ../../nbs/multi_turn/06_rollout.ipynb #23c4116b
 def to_log(rollout: Rollout, world: ReplayWorld, prefix: str = "") -> TurnLog:
-    "The rollout as a TurnLog (evidence of the world's log); episode ids are `prefix` + router, rights and row."
+    "The rollout as a TurnLog (evidence, rules of the world's log); episode ids are `prefix` + router, rights, row."
     moves, episodes = rollout.moves, rollout.episodes
     ids = np.array([f"{prefix}{rollout.router}|{rollout.rights}|{i}" for i in range(len(episodes))], object)
     row = moves["row"].to_numpy()
@@ -81,7 +81,7 @@ def to_log(rollout: Rollout, world: ReplayWorld, prefix: str = "") -> TurnLog:
         input_tokens=tokens["input_tokens"].astype("i8").to_numpy(),
         output_tokens=tokens["output_tokens"].astype("i8").to_numpy(), tokens_estimated=False))
     table = table[table["score"].notna()]  # an episode that nobody could play says nothing
-    return TurnLog(world.log.tasks, table, turns, evidence=world.log.evidence, source=world.log.source)
+    return TurnLog(world.log.tasks, table, turns, world.log.evidence, world.log.source, world.log.rules)
 
 # %% ../../nbs/multi_turn/06_rollout.ipynb #cell-027
 def random_trajectories(world: ReplayWorld, tasks: ArrayLike, rights: Rights, runs: int = 5,
@@ -90,11 +90,12 @@ def random_trajectories(world: ReplayWorld, tasks: ArrayLike, rights: Rights, ru
     rollout = roll(world, RandomRouter(), np.tile(np.asarray(tasks, int), runs), rights, seed)
     return to_log(rollout, world, prefix=f"seed {seed}|")
 
-# %% ../../nbs/multi_turn/06_rollout.ipynb #cell-030
+# %% ../../nbs/multi_turn/06_rollout.ipynb #e246eebe
 def join_logs(logs: Iterable[TurnLog]) -> TurnLog:
     "Several logs over the same tasks as one. Raises LogError where two share an episode id."
     logs = list(logs)
     tasks = pd.concat([log.tasks for log in logs]).drop_duplicates("task_id", ignore_index=True)
     joined = TurnLog(tasks, pd.concat([log.episodes for log in logs], ignore_index=True),
-                     pd.concat([log.turns for log in logs], ignore_index=True), logs[0].evidence, logs[0].source)
+                     pd.concat([log.turns for log in logs], ignore_index=True), logs[0].evidence, logs[0].source,
+                     logs[0].rules)
     return joined.validate()
