@@ -168,7 +168,8 @@ def test_tasks_that_lack_a_run_are_left_out(demo_world):
 def test_an_experiment_without_other_models_has_no_privileged_row(demo_world):
     run = Experiment(demo_world, SMOKE, Results(*[pd.DataFrame()] * 4))
     assert other_models(demo_world) is None
-    table = headroom_table(headroom_rows(run, None, workers=1, progress=False), DOMAIN).set_index(["question", "known"])
+    rows = headroom_rows(run, None, workers=1, progress=False)
+    table = headroom_table(rows, (CHOICE, DOMAIN)).set_index(["question", "known"])
     assert PRIVILEGED not in table.index.get_level_values("known")
     assert np.isnan(table.loc[(CASCADE, DOMAIN), "expected"]) and np.isfinite(table.loc[(CASCADE, DOMAIN), "realised"])
     assert (table.loc[CHOICE, "realised"] <= table.loc[(ANY, NOTHING), "realised"]).all()

@@ -6,7 +6,7 @@
 __all__ = ['STRENGTHS', 'NOTHING', 'DOMAIN', 'PROMPT', 'PRIVILEGED', 'CHANCES', 'CHOICE', 'ANY', 'CASCADE', 'Facts', 'beside',
            'facts_of', 'other_models', 'mean_chances', 'domain_chances', 'features', 'logistic', 'log_loss',
            'read_chances', 'out_of_fold', 'any_if_independent', 'choice_value', 'task_rows', 'cascade_scores',
-           'headroom_rows', 'mean_interval', 'headroom_table']
+           'headroom_rows', 'mean_interval', 'headroom_table', 'headroom_dots']
 
 # %% ../../nbs/analyses/10_headroom.ipynb #2959af82
 from collections.abc import Callable, Mapping, Sequence
@@ -194,7 +194,7 @@ def headroom_rows(run: Experiment, others: OutcomeMatrix | None = None, workers:
     cascade = score.rename("realised").reset_index().assign(question=CASCADE, known=DOMAIN)
     return pd.concat([task_rows(facts, dict(zip(known, found))), cascade], ignore_index=True)
 
-# %% ../../nbs/analyses/10_headroom.ipynb #aa43b8a4
+# %% ../../nbs/analyses/10_headroom.ipynb #c7993cdf
 def mean_interval(values: pd.Series | np.ndarray, name: str) -> dict:
     "Mean of `values` over tasks with its 95 % interval, as columns `name`, `name`_low, `name`_high."
     values = np.asarray(values, float)
@@ -202,14 +202,28 @@ def mean_interval(values: pd.Series | np.ndarray, name: str) -> dict:
     return {name: values.mean(), f"{name}_low": float(low), f"{name}_high": float(high)}
 
 
-def headroom_table(rows: pd.DataFrame, other: str = NOTHING) -> pd.DataFrame:
+def headroom_table(rows: pd.DataFrame, other: tuple[str, str] = (CHOICE, NOTHING)) -> pd.DataFrame:
     """Per (question, known): `realised`, `expected`, `excess` (expected less realised) and `difference` (realised less
-    that of the choice by `other`), each with _low and _high, over n tasks; what a row does not have is missing."""
+    that of the row `other`), each with _low and _high, over n tasks; what a row does not have is missing."""
     wide = rows.pivot(index=["question", "known"], columns="task_id", values=["realised", "expected"])
-    base, table = wide.loc[(CHOICE, other), "realised"], []
+    base, table = wide.loc[other, "realised"], []
     for question, known in rows[["question", "known"]].drop_duplicates().itertuples(index=False):
         realised, expected = (wide.loc[(question, known), side] for side in ("realised", "expected"))
         values = dict(realised=realised, expected=expected, excess=expected - realised, difference=realised - base)
-        table.append(dict(question=question, known=known, other=other, n=len(base)) | {
+        table.append(dict(question=question, known=known, other=", ".join(other), n=len(base)) | {
             key: value for name, v in values.items() for key, value in mean_interval(v, name).items()})
     return pd.DataFrame(table)
+
+# %% ../../nbs/analyses/10_headroom.ipynb #1f390924
+def headroom_dots(table: pd.DataFrame) -> pd.DataFrame:
+    """Shares of tasks, lowest first: question, known, `drawn` and score, score_low, score_high.
+
+    `table`: of `headroom_table`. drawn "realised": what came, of any model once; "expected": any model, by the product.
+    """
+    def side(rows, drawn):
+        columns = {f"{drawn}{end}": f"score{end}" for end in ("", "_low", "_high")}
+        return rows[["question", "known", *columns]].rename(columns=columns).assign(drawn=drawn)
+    everyone = table["question"] == ANY
+    came = table[~everyone | ~table["question"].duplicated()]
+    both = pd.concat([side(came, "realised"), side(table[everyone], "expected")])
+    return both.sort_values("score", ignore_index=True)
