@@ -61,9 +61,12 @@ def facts_of(world: ReplayWorld, others: OutcomeMatrix | None = None) -> Facts:
     known = np.zeros((len(tasks), 0)) if others is None else beside(tasks, others)
     return Facts(tasks, world.encoder.messages(whole["prompt"]), known, world.success[rows].astype(float))
 
-# %% ../../nbs/analyses/10_headroom.ipynb #6086c833
+# %% ../../nbs/analyses/10_headroom.ipynb #d5751b80
 def other_models(world: ReplayWorld) -> OutcomeMatrix | None:
-    "Outcomes of the models that the log's source has beside the pool's; None where it has no more."
+    """Outcomes of the models that the log's source has beside the pool's; None where it has no more.
+
+    Raises `OutcomeError` for a log that comes from none of `SOURCES`.
+    """
     every = load_outcomes(world.log.source)
     rest = [model for model in every.models if model not in world.pool.names]
     return every.select(rest) if rest else None
@@ -179,10 +182,13 @@ def cascade_scores(world: ReplayWorld, config: EvaluationConfig, seed: int) -> n
             score[tasks] = roll(world, router, tasks, MATCHED).episodes["score"]
     return score
 
-# %% ../../nbs/analyses/10_headroom.ipynb #abd4ce92
+# %% ../../nbs/analyses/10_headroom.ipynb #70872282
 def headroom_rows(run: Experiment, others: OutcomeMatrix | None = None, workers: int = 2,
                   progress: bool = True) -> pd.DataFrame:
-    "Rows as `task_rows`, and those of the cascade, which expects nothing; five fold seeds of the protocol."
+    """Rows as `task_rows`, and those of the cascade, which expects nothing; means over the configuration's fold seeds.
+
+    `others`: of `other_models`; None: no privileged rows.
+    """
     facts, config = facts_of(run.world, others), run.config
     known = {name: chances for name, chances in CHANCES.items() if name != PRIVILEGED or others is not None}
     jobs = [(facts, chances, config.folds, seed) for chances in known.values() for seed in config.split_seeds]
