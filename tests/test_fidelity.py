@@ -1,11 +1,19 @@
-"""The ledger of differences to the originals: whole, about systems that exist, and pointing at figures that exist."""
+"""The ledger of differences to the originals: whole, about systems and figures that exist, with the code's numbers."""
+import inspect
 import re
 
 import pandas as pd
 import pytest
 
+from mtrouter_nb.core.text import Cut
+from mtrouter_nb.data.turns import MINT_RULES
 from mtrouter_nb.multi_turn.contenders import CONTENDERS
-from mtrouter_nb.single_turn.evaluation import ABSENT, ROUTERS
+from mtrouter_nb.multi_turn.estimator import ClusterQ, PerModelRidge, PerModelTrees
+from mtrouter_nb.multi_turn.trials import EvaluationConfig
+from mtrouter_nb.single_turn.evaluation import ABSENT, PROMPT_CUT, ROUTERS
+from mtrouter_nb.single_turn.interface import embedllm
+from mtrouter_nb.single_turn.neural import GraphRouter, ModelSAT
+from mtrouter_nb.single_turn.two_model import HybridLLM
 
 COLUMNS = ["system", "part", "original", "ours", "expected_effect", "measured", "source"]
 SAME = {"AvengersPro": "Avengers-Pro", "Random Router": "Random"}  # as MTRouter's table has them
@@ -82,3 +90,45 @@ def test_a_row_that_stands_there_twice_is_named(ledger, systems, known):
     twice = pd.concat([ledger, ledger.iloc[[0]]], ignore_index=True)
     assert faults(twice, systems, known) == [f"row {len(ledger)}: 'encoder' stands there twice"]
     assert faults(ledger.drop(columns="source"), systems, known) == [f"columns are {COLUMNS[:-1]}"]
+
+
+# --- what a row says of this package is what its code has -------------------------------------------------------------
+
+def rate(value): return f"{value:.0e}".replace("e-0", "e-")
+
+
+def default(make, name): return inspect.signature(make).parameters[name].default
+
+
+def quoted() -> dict:
+    "(system, part) -> what must stand in `ours`."
+    embed, hybrid, sat, config = embedllm(0).router, HybridLLM(), ModelSAT(), EvaluationConfig()
+    dollars = [f"${usd:g}".replace("$0.", "$.") for usd in (min(config.budgets), max(config.budgets))]
+    cut = f"first {PROMPT_CUT.head} and last {PROMPT_CUT.tail} characters"
+    return {
+        ("EmbedLLM", "learning rate and epochs"): f"{rate(embed.learning_rate)} for up to {embed.epochs} epochs",
+        ("EmbedLLM", "encoder"): cut, ("RouterDC", "encoder"): cut, ("HybridLLM", "prompt"): cut,
+        ("HybridLLM", "classifier"): f"{rate(hybrid.learning_rate)} for up to {hybrid.epochs} epochs",
+        ("MODEL-SAT", "training"): f"{rate(sat.learning_rate)} from scratch, up to {sat.epochs} epochs",
+        ("MODEL-SAT", "description of a model"): f"{sat.categories} clusters of prompts",
+        ("Cluster Q", "clusters"): f"{default(ClusterQ, 'clusters')} clusters;",
+        ("Trees Q", "learner"): f"{default(PerModelTrees, 'components')} principal components",
+        ("Ridge Q", "strength and cost weight"): f"strength {default(PerModelRidge, 'alpha'):g}; cost weights "
+                                                 f"{min(config.cost_weights):g} to {max(config.cost_weights):g}",
+        ("MTRouter", "rights of an episode"): "budgets from {} to {}".format(*dollars),
+        ("MTRouter", "error rules"): f"{len(MINT_RULES)} for MINT",
+        ("MTRouter", "history"): f"first and last {Cut().head} characters"}
+
+
+@pytest.mark.parametrize("at", quoted(), ids=" ".join)
+def test_numbers_of_this_package_are_those_of_its_code(ledger, at):
+    [ours] = ledger.loc[(ledger["system"] == at[0]) & (ledger["part"] == at[1]), "ours"]
+    assert quoted()[at] in ours
+
+
+def test_graphrouters_masks(ledger):
+    router = GraphRouter()
+    if not hasattr(router, "masks"): pytest.skip("it has one mask a step")
+    [ours] = ledger.loc[(ledger["system"] == "GraphRouter") & (ledger["part"] == "training"), "ours"]
+    assert ours.startswith(f"up to {router.steps} steps at {rate(router.learning_rate)}, each the mean of "
+                           f"{router.masks} random masks; none after {router.patience} ")
