@@ -93,7 +93,6 @@ def test_half_of_the_last_digit():
 
 @pytest.fixture
 def command(made, monkeypatch, tmp_path):
-    monkeypatch.setenv("MTROUTER_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("MTROUTER_ROOT", str(tmp_path))
     from mtrouter_nb.__main__ import release
     from mtrouter_nb.studio.reproduce import main
@@ -104,6 +103,9 @@ def test_the_command_is_one_where_a_cell_differs(command, made, tmp_path, capsys
     assert command(made[0]) == 1
     said, kept = capsys.readouterr().out, pd.read_csv(tmp_path / "build" / "release_check.csv")
     assert "Table 6: " in said and "and 551 more" in said and len(kept) == 573 and not kept["agrees"].all()
+    [tables] = (tmp_path / "build").glob("release_*/")
+    before = {path: path.stat().st_mtime_ns for path in tables.rglob("*.parquet")}
+    assert command(made[0]) == 1 and {path: path.stat().st_mtime_ns for path in before} == before, "converted once"
 
 
 def test_the_command_is_zero_where_all_agrees(command, made, monkeypatch, capsys):

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core.files import cache_dir, data_dir
+from ..core.files import data_dir, project_root
 from ..data.release import PERF_COST, PERFORMANCE, Setting, convert_release, load_release, release_files
 
 # %% ../../nbs/analyses/11_release_check.ipynb #cell-005
@@ -84,7 +84,7 @@ def agrees(printed: pd.Series, ours: pd.Series) -> pd.Series:
 def tables_of(folder: str | Path) -> Path:
     "Where the tables of the release in `folder` are kept."
     name = blake2b(str(Path(folder).resolve()).encode(), digest_size=8).hexdigest()
-    return cache_dir() / f"release_{name}"
+    return project_root() / "build" / f"release_{name}"
 
 
 def release_check(folder: str | Path, printed: pd.DataFrame | None = None,
