@@ -194,10 +194,10 @@ def _settle(job: Job, before: dict) -> None:
     for name, content in after.items(): write_atomic(project_root() / "build" / "measured" / name, content)
     for name, content in before.items(): write_atomic(folder / name, content)
 
-# %% ../../nbs/studio/04_reproduce.ipynb #cell-038
+# %% ../../nbs/studio/04_reproduce.ipynb #0f27e450
 _COLD_SECONDS = {"mtrouter_main": 1800, "mtrouter_ablations": 1200, "mtrouter_sensitivity": 1300,
                  "mtrouter_contrast": 700, "mtrouter_controls": 500, "mtrouter_model_embeddings": 300,
-                 "bench_performance": 1200, "bench_defects": 500, "bench_noise": 150, "bench_embeddings": 300,
+                 "bench_performance": 1200, "bench_defects": 500, "bench_noise": 250, "bench_embeddings": 300,
                  "bench_recall_failure": 60, "bench_pool_size": 60, "bench_speed": 70, "perf_engine": 140}
 
 # %% ../../nbs/studio/04_reproduce.ipynb #cell-040
