@@ -7,8 +7,8 @@ __all__ = ['GROUPS', 'CONFIG', 'RANDOM', 'BEST', 'BEST_TEST', 'ORACLE', 'PER_DAT
            'PEAK', 'CHOSEN_METRICS', 'METRIC_KEYS', 'Scores', 'stack', 'dataset_table', 'covered', 'best_single',
            'best_per_dataset', 'bounds', 'against', 'avg_acc', 'sample_avg', 'total_cost', 'gain_at_random',
            'gain_at_best', 'gap_at_oracle', 'ratio_of_averages', 'lead_over_best', 'config_table', 'pareto_frontier',
-           'Anchors', 'pareto_dist', 'hypervolume', 'perf_gain', 'cost_save', 'item_draws', 'over_seeds', 'bench_table',
-           'perfcost']
+           'Anchors', 'pareto_dist', 'hypervolume', 'perf_gain', 'cost_save', 'most_accurate', 'item_draws',
+           'over_seeds', 'bench_table', 'perfcost']
 
 # %% ../../nbs/single_turn/04_metrics.ipynb #7c0dc443
 import warnings
@@ -598,6 +598,16 @@ def _picks(validation: _Grid, reference: str) -> dict:
         picks[method, "PerfGain"] = [] if peak is None else [settings[mine[peak]]]
         picks[method, "Saving"] = [] if cheap is None else [settings[enough[cheap]]]
     return picks
+
+# %% ../../nbs/single_turn/04_metrics.ipynb #c7f28603
+def most_accurate(scores: Scores) -> dict[str, float]:
+    "Method -> its setting of highest AvgAcc, the cheaper of equals; a method without any score is not there."
+    grid = _measured(scores)
+    table = grid.accuracy[0].mean(-1), grid.cost[0].sum(-1), grid.configs["setting"].to_numpy()
+    each = {method: [column[mine] for column in table]
+            for method, mine in grid.configs.groupby("method", sort=False).indices.items()}
+    best = {method: _first_best(*columns) for method, columns in each.items()}
+    return {method: float(each[method][2][i]) for method, i in best.items() if i is not None}
 
 # %% ../../nbs/single_turn/04_metrics.ipynb #cell-163
 def _of_settings(configs, mine, settings) -> np.ndarray:
