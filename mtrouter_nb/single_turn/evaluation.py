@@ -289,13 +289,13 @@ def benches(source: str = "auto", profile: str = "full", progress: bool = True) 
     return [bench_results(matrix, queries_of(matrix), routers, seeds, progress=progress)
             for matrix in comparable_outcomes(source, profile)]
 
-# %% ../../nbs/single_turn/05_evaluation.ipynb #67458cfa
+# %% ../../nbs/single_turn/05_evaluation.ipynb #7bd1683a
 CHOSEN_POINT, PUBLISHED_POINT = "chosen on validation", "as published"
 
 
 def answers(bench: Bench, places: Mapping[tuple, Mapping[str, int]], scores: Sequence[Scores]) -> pd.DataFrame:
     """Per router: top_share, the share of the model that it uses most, and as_best, in how many seeds all its fits do
-    what the best single model does. `places`: run -> router -> setting; `scores`: of each run, `Bench.at` its places."""
+    what the best single model does. `places`: run -> router -> setting; `scores`: each run's, at its places."""
     rows = []
     for (run, chosen), at in zip(places.items(), scores):
         table = dict(zip(at.configs["method"], np.hstack([at.score, at.cost])))
