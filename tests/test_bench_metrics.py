@@ -492,6 +492,16 @@ def test_a_seed_without_a_setting_that_qualifies_saves_nothing():
     assert (bm.CHOSEN, "CostSave") not in table.index.swaplevel()
 
 
+def test_a_router_that_validation_never_met_has_no_saving():
+    "It did not fail to qualify, so it is no zero."
+    _, _, scores = everything(1, missing=0)
+    held = Scores(scores.configs, scores.items, np.where((scores.configs["method"] == "R").to_numpy()[:, None], np.nan,
+                                                         scores.score), scores.cost, 0)
+    found = bm.perfcost(held, scores, resamples=20).query("method == 'R' and chosen == @bm.CHOSEN")
+    assert found["value"].isna().all() and found["low"].isna().all() and len(found) == 4
+    assert found["note"].eq("no score on validation").all()
+
+
 def test_every_run_has_its_validation():
     _, _, scores = everything(1)
     with pytest.raises(ValueError, match="2 runs but 1 validations"): bm.over_seeds([scores] * 2, [scores])

@@ -584,18 +584,20 @@ def cost_save(points: pd.DataFrame, reference: str = BEST) -> pd.DataFrame:
     return _by_method(_over_reference(points, reference),
                       lambda mine: _saving(*mine[["lead", "saved"]].to_numpy(float).T[:, None])[0].item())
 
-# %% ../../nbs/single_turn/04_metrics.ipynb #e5b2dfb5
+# %% ../../nbs/single_turn/04_metrics.ipynb #c20af842
 def _picks(validation: _Grid, reference: str) -> dict:
-    "(method, metric) -> setting that validation chooses, as a list: empty where none qualifies."
+    """(method, metric) -> setting that validation chooses, as a list: empty where none qualifies; a method without a
+    score there is not there."""
     b, accuracy, cost = _need(validation, reference), validation.accuracy[0].mean(-1), validation.cost[0].sum(-1)
     lead = _lead(*_beside(validation, b))[0]
     settings, picks = validation.configs["setting"].to_numpy(), {}
     for method, mine in validation.configs.groupby("method", sort=False).indices.items():
+        if np.isnan(lead[mine]).all(): continue
         enough = mine[lead[mine] >= -_TOLERANCE]
         peak = _first_best(accuracy[mine], cost[mine], settings[mine])
         price = np.where(np.isnan(cost[enough]), np.inf, cost[enough])  # unknown: only where no known one qualifies
         cheap = _first_best(-price, -accuracy[enough], settings[enough])
-        picks[method, "PerfGain"] = [] if peak is None else [settings[mine[peak]]]
+        picks[method, "PerfGain"] = [settings[mine[peak]]]
         picks[method, "Saving"] = [] if cheap is None else [settings[enough[cheap]]]
     return picks
 
@@ -615,7 +617,7 @@ def _of_settings(configs, mine, settings) -> np.ndarray:
     return mine[np.isin(configs["setting"].to_numpy()[mine], settings) |
                 (np.isnan(configs["setting"].to_numpy()[mine]) & np.isnan(settings).any())]
 
-# %% ../../nbs/single_turn/04_metrics.ipynb #f7f95420
+# %% ../../nbs/single_turn/04_metrics.ipynb #7e509c69
 def _perfcost_rows(grid: _Grid, reference: str, picks=None) -> list:
     "(row, values (R,)) per method: what `picks` chose on validation, if they are there, and the paper's way."
     b, rows = _need(grid, reference), []
@@ -625,7 +627,8 @@ def _perfcost_rows(grid: _Grid, reference: str, picks=None) -> list:
     for (method, group), mine in grid.configs.groupby(["method", "group"], sort=False).indices.items():
         found = [(PEAK, *row) for row in _judged_on_test(over, mine, reference)]
         if picks is not None:
-            use = {m: _of_settings(grid.configs, mine, picks.get((method, m), [])) for m in ("PerfGain", "Saving")}
+            use = {m: _of_settings(grid.configs, mine, picks[method, m]) for m in ("PerfGain", "Saving")
+                   if (method, m) in picks}
             found = [(CHOSEN, *row) for row in _judged_as_chosen(grid, over, use, b, reference)] + found
         rows += [(dict(method=method, group=group, chosen=way, metric=metric, note=note), values)
                  for way, metric, values, note in found]
@@ -640,9 +643,13 @@ def _judged_on_test(over, mine, reference):
     yield "CostSave", saving, short if np.isnan(saving[0]) else ""
     yield "CostSaveQualifies", enough, ""
 
-# %% ../../nbs/single_turn/04_metrics.ipynb #128686c1
+# %% ../../nbs/single_turn/04_metrics.ipynb #b0051018
 def _judged_as_chosen(grid, over, use, b, reference):
-    "The same for the rows that validation chose: `use`, metric -> none or one; `b`: the row of the reference."
+    "The same for rows that validation chose, `use`: metric -> one or none, {} where it met none; `b`: the reference's."
+    if not use:
+        for metric in ("PerfGain", *CHOSEN_METRICS):
+            yield metric, np.full(len(over["lead"]), np.nan), "no score on validation"
+        return
     def said(rows):
         setting = grid.configs["setting"].iloc[rows[0]] if len(rows) else np.nan
         return "" if np.isnan(setting) else f"setting {setting:g}"
