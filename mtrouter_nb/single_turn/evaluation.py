@@ -147,17 +147,18 @@ def _fit(matrix, queries, router, seed) -> dict:
     "The fields of `run_fit`, which can be stored."
     return vars(run_fit(matrix, queries, router, seed))
 
-# %% ../../nbs/single_turn/05_evaluation.ipynb #9f032463
+# %% ../../nbs/single_turn/05_evaluation.ipynb #73455ecc
 @dataclass(frozen=True)
 class Bench:
     """Every router's fits on one table of outcomes.
 
-    `fits`: (router, seed) -> `Fit`, or a list of several; `groups`: router -> its group.
+    `fits`: (router, seed) -> `Fit`; `groups`: router -> its group; `more`: (router, seed) -> further fits there.
     """
     matrix: OutcomeMatrix
     queries: Queries
     fits: dict
     groups: dict = field(default_factory=dict)
+    more: dict = field(default_factory=dict)
 
     @property
     def seeds(self) -> tuple:
@@ -166,8 +167,7 @@ class Bench:
 
     def fits_of(self, name: str, seed: int) -> list[Fit]:
         "The fits of a router in a seed."
-        found = self.fits[name, seed]
-        return list(found) if isinstance(found, (list, tuple)) else [found]
+        return [self.fits[name, seed], *self.more.get((name, seed), [])]
 
     def fit(self, name: str, seed: int, number: int = 0) -> Fit:
         "The fit that stands for a router in run `number` of a seed."
@@ -191,6 +191,11 @@ class Bench:
         empty = {name: fit.note for name, seed in self.fits if not len((fit := self.fit(name, seed)).settings)}
         return empty | ABSENT
 
+    def remark(self, name: str) -> str:
+        "What the fits of a router say of themselves, and how many of them do; else empty."
+        said = [fit.note for seed in self.seeds for fit in self.fits_of(name, seed)]
+        return "; ".join(f"{note} in {said.count(note)} of {len(said)} fits" for note in sorted({*said} - {""}))
+
     def _scores(self, seed, number, rows, score, cost) -> Scores:
         """Settings are numbered, since their values (cost weights, thresholds) come from each seed's training prompts.
 
@@ -201,7 +206,7 @@ class Bench:
             fit = self.fit(name, seed, number)
             place = np.arange(len(fit.settings), dtype=float) if len(fit.settings) > 1 else [np.nan]
             parts.append(Scores.of(name, place, getattr(fit, score), getattr(fit, cost), self.matrix.items.iloc[rows],
-                                   seed, self.groups.get(name, "router"), fit.note))
+                                   seed, self.groups.get(name, "router"), self.remark(name)))
         return stack(*parts)
 
     def test(self, seed: int, number: int = 0) -> Scores:
