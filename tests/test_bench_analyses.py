@@ -233,6 +233,18 @@ def test_routers_of_the_bench_stand_at_the_setting_that_validation_chose(tmp_pat
     with pytest.raises(ValueError, match="same rows"): routed | yardsticks(outcomes, parts[:1])
 
 
+def test_the_same_split_three_times_is_no_more_evidence(outcomes):
+    "Items are drawn once for all seeds, so an interval does not shrink with their number."
+    weights = item_weights(outcomes, 100)
+    def sampled(seeds):
+        parts = pool_splits(outcomes, seeds)
+        curves = [interval(c.sampled) for c in pool_curves(outcomes, weights, {}, seeds, 5)]
+        return [*curves, dataset_gain(outcomes, weights, seeds), *by_bin(outcomes, yardsticks(outcomes, parts), weights)[
+            ["value", "low", "high"]].to_dict("records")]
+    for one, three in zip(sampled((42,)), sampled((42, 42, 42))):
+        for end in ("value", "low", "high"): assert np.allclose(one[end], three[end], equal_nan=True)
+
+
 def test_no_number_turns_with_the_order_of_models(outcomes):
     "Two models that are level everywhere, and everyone's columns moved about."
     twins = replace(outcomes, **{f: np.column_stack([getattr(outcomes, f)[:, [0, 0, 1, 1]], getattr(outcomes, f)[:, 2]])

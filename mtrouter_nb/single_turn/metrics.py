@@ -491,22 +491,29 @@ def _distances(own, front, norm="L1", to="points") -> np.ndarray:
     nearest = np.where(_dominated(own, front).any(-1), distance, 0)
     return np.where(np.isnan(own).any(-1), np.nan, nearest)
 
-# %% ../../nbs/single_turn/04_metrics.ipynb #28e2b597
-def _own_frontier(points) -> np.ndarray:
-    "`points` (R, n, 2), those that another of the same resample dominates being NaN."
-    return np.where(_dominated(points, points).any(-1)[..., None], np.nan, points)
+# %% ../../nbs/single_turn/04_metrics.ipynb #4f4a221a
+def _frontiers(points) -> np.ndarray:
+    "The frontier (R, f, 2) of each resample of `points` (R, n, 2), cheapest first; NaN where it has fewer than f."
+    order = np.lexsort((-points[..., 1], points[..., 0]), axis=-1)  # what is NaN comes last
+    points = np.take_along_axis(points, order[..., None], 1)
+    best = np.fmax.accumulate(points[..., 1], -1)
+    higher = points[..., 1] > np.concatenate([np.full_like(best[:, :1], -np.inf), best[:, :-1]], -1)
+    place = (~higher).argsort(-1, kind="stable")[:, :higher.sum(1).max()]
+    return np.take_along_axis(np.where(higher[..., None], points, np.nan), place[..., None], 1)
 
-
+# %% ../../nbs/single_turn/04_metrics.ipynb #7f3b17d7
 def _pareto_distances(points, anchors: Anchors | None = None, norm="L1", scale="linear", to="points") -> np.ndarray:
     "Distances (R, n) of `points` (R, n, 2) to the frontier of `anchors`, or of each resample when None."
-    points, chunk = np.asarray(points, float), max(1, 2_000_000 // points.shape[1] ** 2)
+    points = np.asarray(points, float)
     points = np.where(np.isnan(points).any(-1, keepdims=True), np.nan, points)
-    if anchors: return _distances(anchors.axes(points, scale), anchors.axes(anchors.frontier, scale), norm, to)
-    def one(part):
-        front, low, high = _own_frontier(part), *(_quiet(f, part, axis=1) for f in (np.nanmin, np.nanmax))
-        front = front[:, ~np.isnan(front).all((0, 2))]
-        return _distances(_unit(part, low, high, scale), _unit(front, low, high, scale), norm, to)
-    return np.concatenate([one(points[i:i + chunk]) for i in range(0, len(points), chunk)])
+    if anchors:
+        front = np.broadcast_to(anchors.frontier, (len(points), *anchors.frontier.shape))
+        own, front = anchors.axes(points, scale), anchors.axes(front, scale)
+    else:
+        ends = [_quiet(f, points, axis=1) for f in (np.nanmin, np.nanmax)]
+        own, front = (_unit(p, *ends, scale) for p in (points, _frontiers(points)))
+    size = max(1, 2_000_000 // max(own.shape[1] * front.shape[1], 1))
+    return np.concatenate([_distances(own[i:i + size], front[i:i + size], norm, to) for i in range(0, len(own), size)])
 
 # %% ../../nbs/single_turn/04_metrics.ipynb #d7ce6a90
 def _volumes(own) -> np.ndarray:
