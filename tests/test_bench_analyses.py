@@ -239,8 +239,8 @@ def test_the_same_split_three_times_is_no_more_evidence(outcomes):
     def sampled(seeds):
         parts = pool_splits(outcomes, seeds)
         curves = [interval(c.sampled) for c in pool_curves(outcomes, weights, {}, seeds, 5)]
-        return [*curves, dataset_gain(outcomes, weights, seeds), *by_bin(outcomes, yardsticks(outcomes, parts), weights)[
-            ["value", "low", "high"]].to_dict("records")]
+        bins = by_bin(outcomes, yardsticks(outcomes, parts), weights)[["value", "low", "high"]].to_dict("records")
+        return [*curves, dataset_gain(outcomes, weights, seeds), *bins]
     for one, three in zip(sampled((42,)), sampled((42, 42, 42))):
         for end in ("value", "low", "high"): assert np.allclose(one[end], three[end], equal_nan=True)
 
