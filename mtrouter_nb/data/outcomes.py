@@ -118,7 +118,7 @@ def _checked(frame: pd.DataFrame, name: str) -> pd.DataFrame:
         frame[column] = value
     return frame.assign(score=number)
 
-# %% ../../nbs/data/03_outcomes.ipynb #c741c107
+# %% ../../nbs/data/03_outcomes.ipynb #afc412a1
 PROMPTS = ("same", "first")  # what is done where models were asked in different words: refused, or the first taken
 
 
@@ -130,18 +130,19 @@ def _items(frame, name, prompts="same"):
         frame = frame.assign(prompt=frame.groupby("item_id", sort=False)["prompt"].transform("first"))
     pairs = frame[["item_id", "dataset", *about]].drop_duplicates()
     refuse_first(pairs, pairs.duplicated("item_id"), name,
-           "item {item_id} of {dataset} has different prompts or datasets; give each its own item_id, or one prompt, or "
-           "take the first with prompts='first'")
+           "item {item_id} of {dataset} has different prompts or datasets; give each its own item_id, or one prompt "
+           "(prompts='first' takes the first)")
     return frame[["item_id", "dataset", "repeat", *about]].drop_duplicates(["item_id", "repeat"])
 
-# %% ../../nbs/data/03_outcomes.ipynb #eae8ebcd
+# %% ../../nbs/data/03_outcomes.ipynb #976977a3
 def from_frame(frame: pd.DataFrame, name: str, items: pd.DataFrame | None = None,
                models: Iterable[str] | None = None, evidence: str = "logged", prompts: str = "same") -> OutcomeMatrix:
     """A matrix from one row per (model, item_id, repeat): columns model, item_id, dataset, score, and where known
     cost_usd, input_tokens, output_tokens, latency_s, repeat, prompt.
 
     items: further columns by item_id (prompt, say). models: which, in this order; all, sorted, when None. prompts: of
-    an item must be the "same" for all models, or the "first" is taken. Rows are ordered by dataset and item as they come. Raises `OutcomeError`, which names model and item, for what is unusable.
+    an item must be the "same" for all models, or the "first" is taken. Rows are ordered by dataset and item as they
+    come. Raises `OutcomeError`, which names model and item, for what is unusable.
     """
     frame = _checked(frame, name)
     names = sorted(frame["model"].unique()) if models is None else list(models)
