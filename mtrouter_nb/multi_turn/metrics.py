@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from ..core.stats import bootstrap_intervals, percentile_ends, resampled_counts, with_interval
+from ..core.stats import (bootstrap_intervals, fit_weights, percentile_ends, resampled_counts,
+                                    with_interval)
 
 # %% ../../nbs/multi_turn/07_metrics.ipynb #cell-004
 RESULT_KEYS = ["rights", "split", "method", "parameter"]
@@ -55,12 +56,10 @@ def method_table(results: pd.DataFrame, keys: list[str] = RESULT_KEYS, resamples
 
 # %% ../../nbs/multi_turn/07_metrics.ipynb #33ec4f7f
 def _drawn_fits(values, fold, resamples, rng) -> np.ndarray:
-    "Means (resamples, n) over k fits drawn of `values` (k, n), per fold of `fold` (n,); deviations stretched."
-    k, mean = len(values), values.mean(0)
-    sampled = np.tile(mean, (resamples, 1))
-    for f in range(fold.max() + 1 if k > 1 else 0):
-        drawn = rng.multinomial(k, np.full(k, 1 / k), resamples) / k
-        sampled[:, fold == f] += np.sqrt(k / (k - 1)) * drawn @ (values - mean)[:, fold == f]
+    "Means (resamples, n) over fits drawn of `values` (fits, n), anew for each of the folds `fold` (n,)."
+    sampled = np.empty((resamples, values.shape[1]))
+    for f in range(fold.max() + 1):
+        sampled[:, fold == f] = fit_weights(len(values), resamples, rng)[1:] @ values[:, fold == f]
     return sampled
 
 
@@ -68,13 +67,14 @@ def contrast(terms: Sequence, column: str = "score", resamples: int = 2000,
              seed: int = 0) -> tuple[float, float, float]:
     """(value, low, high): sum of weight x mean of `column`, paired over tasks; 95 % interval over tasks and fits.
 
-    `terms`: (weight, rows) pairs; rows hold task_id, fold, `column` and, where there are several fits, `fit`. Tasks
-    that some term lacks are left out.
+    `terms`: (weight, rows) pairs; rows hold task_id, `column` and, where there are several fits, `fit` and `fold`.
+    Tasks that some term lacks are left out.
     """
     tables = [(weight, rows.assign(fit=rows["fit"] if "fit" in rows else 0).pivot(
         index="fit", columns="task_id", values=column).dropna(axis=1)) for weight, rows in terms]
     tasks = sorted(set.intersection(*(set(table.columns) for _, table in tables)))
-    fold = pd.factorize(terms[0][1].drop_duplicates("task_id").set_index("task_id")["fold"].reindex(tasks))[0]
+    about = terms[0][1].drop_duplicates("task_id").set_index("task_id").reindex(columns=["fold"]).reindex(tasks)
+    fold = pd.factorize(about["fold"], use_na_sentinel=False)[0]
     rng, n = np.random.default_rng(seed), len(tasks)
     drawn = resampled_counts(n, resamples, rng)
     each = [weight * table[tasks].to_numpy() for weight, table in tables]
