@@ -224,5 +224,6 @@ def test_features_of_models_come_from_the_pool_or_the_training_rows(world):
     assert np.allclose(features[:, 0], (known - known.mean()) / known.std()) and not features[:, 1:].any()
     table = pd.DataFrame(dict(input_usd_per_mtok=[1., 2, 3, 4], output_usd_per_mtok=1.), index=list("zyxw"))
     router = MTRouterSingle(pool=ModelPool(table)).fit(matrix, queries)
-    assert np.allclose(router.network.models.meta, ModelPool(table.loc[list("wxyz")]).features())
+    own = [matrix.models[column] for column in router.columns_]
+    assert np.allclose(router.network.models.meta, ModelPool(table.loc[own]).features())
     with pytest.raises(UnknownModel): MTRouterSingle(pool=ModelPool(table.iloc[:2])).fit(matrix, queries)

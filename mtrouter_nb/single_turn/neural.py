@@ -6,7 +6,7 @@
 __all__ = ['accuracies', 'PromptModelNetwork', 'ModelSAT', 'scaled_cost', 'best_of', 'GraphRouter', 'seen_features',
            'MTRouterSingle']
 
-# %% ../../nbs/single_turn/02_neural.ipynb #cell-002
+# %% ../../nbs/single_turn/02_neural.ipynb #fa404510
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,9 +20,9 @@ from tqdm import TqdmWarning
 from ..core.stats import known_mean
 from ..data.outcomes import OutcomeMatrix, split
 from ..data.pool import ModelPool
-from ..learners.fitting import Best, descend, seeded, spherical_clusters
+from ..learners.fitting import Best, descend, drawn_by_name, seeded, spherical_clusters
 from ..learners.outcome_network import EstimatorConfig, OutcomeNetwork
-from .interface import Choices, Queries, cost_weights_of, weigh
+from .interface import Choices, OrderFree, Queries, cost_weights_of, weigh
 
 # %% ../../nbs/single_turn/02_neural.ipynb #cell-007
 def accuracies(score: np.ndarray, group: np.ndarray) -> np.ndarray:
@@ -110,9 +110,9 @@ def _chosen(expected, able) -> Choices:
     expected = np.where(able, expected, np.nan)
     return Choices([np.nan], np.where(np.isnan(expected), -np.inf, expected).argmax(1)[None], ranking=expected)
 
-# %% ../../nbs/single_turn/02_neural.ipynb #cell-029
+# %% ../../nbs/single_turn/02_neural.ipynb #4152bd92
 @dataclass
-class ModelSAT:
+class ModelSAT(OrderFree):
     """Whether a model, described by its accuracies, satisfies a prompt. Dollars are not used.
 
     `categories`: clusters of training prompts in the description, beside the datasets. `losses_`: on held-out prompts.
@@ -134,7 +134,7 @@ class ModelSAT:
         table = np.hstack([_z(accuracies(matrix.score, group)) for group in groups])
         return np.hstack([table, np.ones((len(table), 1))])
 
-    def fit(self, matrix: OutcomeMatrix, queries: Queries) -> "ModelSAT":
+    def learn(self, matrix: OutcomeMatrix, queries: Queries) -> None:
         "Describe the models and learn from every pair of the training prompts that has a score."
         train, held = split(matrix, self.seed, 1 - self.validation)
         about = self.describe(matrix.take(train), queries.take(train))
@@ -144,9 +144,8 @@ class ModelSAT:
             self.network = PromptModelNetwork(queries.embeddings.shape[1], about, self.hidden)
             self.losses_ = how.run(self.network, queries.embeddings, matrix.score, train, held)
         self.able = ~np.isnan(matrix.score).all(0)
-        return self
 
-    def choose(self, queries: Queries) -> Choices:
+    def route(self, queries: Queries) -> Choices:
         "One setting."
         with seeded(self.seed), torch.no_grad():
             yes = torch.sigmoid(self.network(torch.from_numpy(queries.embeddings))).numpy()
@@ -219,9 +218,9 @@ class _Graph(nn.Module):
         prompts = self.prompts(q, task)
         return prompts @ self.models(prompts, edges, visible).T / prompts.shape[1]
 
-# %% ../../nbs/single_turn/02_neural.ipynb #cell-048
+# %% ../../nbs/single_turn/02_neural.ipynb #f1e4838c
 @dataclass
-class GraphRouter:
+class GraphRouter(OrderFree):
     """Which edges of the graph of prompts and models lead to the best model, for three utilities.
 
     `cost_shares`: share of cost in each utility. Training ends when `patience` steps brought no better utility on
@@ -243,7 +242,7 @@ class GraphRouter:
     def describe(self, matrix: OutcomeMatrix) -> np.ndarray:
         "(M, code + D + 1): each model's code, its accuracies by dataset and its mean dollars against the pool's."
         table = np.column_stack([accuracies(matrix.score, matrix.dataset), known_mean(matrix.cost)])
-        return np.hstack([np.random.default_rng(0).normal(size=(len(table), self.code)), _z(table)])
+        return np.hstack([drawn_by_name(matrix.models, self.code, 0), _z(table)])
 
     def _inputs(self, queries):
         "Scaled vectors of the prompts (n, d) and of their datasets; 0, the mean prompt, for a dataset that is new."
@@ -251,7 +250,7 @@ class GraphRouter:
         task = [self.task_vectors.get(d, np.zeros(q.shape[1])) for d in queries.items["dataset"]]
         return tuple(torch.from_numpy(np.asarray(a, "f4")) for a in (q, np.stack(task)))
 
-    def fit(self, matrix: OutcomeMatrix, queries: Queries) -> "GraphRouter":
+    def learn(self, matrix: OutcomeMatrix, queries: Queries) -> None:
         "One network per utility."
         train, held = split(matrix, self.seed, 1 - self.validation)
         q, seen = queries.embeddings[train], matrix.take(train)
@@ -265,7 +264,6 @@ class GraphRouter:
         self.utilities_ = {}
         with seeded(self.seed):
             self.fitted = [self._one(inputs, about, matrix.score, cost, w, train, held) for w in self.settings]
-        return self
 
     def _one(self, inputs, about, score, cost, weight, train, held):
         "Network, models (M, 16) and which of them have a utility, for one utility."
@@ -312,7 +310,7 @@ class GraphRouter:
         said = torch.sigmoid(net.prompts(q, task) @ models.T / models.shape[1]).numpy()
         return np.where(able, said, -np.inf)
 
-    def choose(self, queries: Queries) -> Choices:
+    def route(self, queries: Queries) -> Choices:
         "One setting per utility; the ranking is that of the score alone."
         with seeded(self.seed), torch.no_grad():
             said = [self._rated(*one, *self._inputs(queries)) for one in self.fitted]
@@ -336,9 +334,9 @@ def _cosine_to(low: float):
     "A cosine from 1 to `low`."
     return lambda t: low + (1 - low) * (1 + np.cos(np.pi * t)) / 2
 
-# %% ../../nbs/single_turn/02_neural.ipynb #cell-060
+# %% ../../nbs/single_turn/02_neural.ipynb #343d4b40
 @dataclass
-class MTRouterSingle:
+class MTRouterSingle(OrderFree):
     """MTRouter's joint estimator on prompts, at every cost weight.
 
     `pool`: the models' published prices and limits, where they are to be its meta-features. `losses_`: on held-out
@@ -350,7 +348,7 @@ class MTRouterSingle:
     seed: int = 0
     name: str = "MTRouter"
 
-    def fit(self, matrix: OutcomeMatrix, queries: Queries) -> "MTRouterSingle":
+    def learn(self, matrix: OutcomeMatrix, queries: Queries) -> None:
         "Learn the score of every pair of the training prompts. Raises `UnknownModel` for a model that `pool` lacks."
         c = self.config
         train, held = split(matrix, self.seed, 1 - c.validation)
@@ -362,9 +360,8 @@ class MTRouterSingle:
             self.losses_ = how.run(self.network, queries.embeddings, matrix.score, train, held)
         self.cost_weights, self.dollars = cost_weights_of(matrix.cost), known_mean(matrix.cost)
         self.able = ~np.isnan(matrix.score).all(0)
-        return self
 
-    def choose(self, queries: Queries) -> Choices:
+    def route(self, queries: Queries) -> Choices:
         "Choices at every cost weight."
         with seeded(self.seed), torch.no_grad():
             expected = self.network.all_models(torch.from_numpy(queries.embeddings)).numpy()
