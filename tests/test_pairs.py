@@ -145,7 +145,8 @@ def test_hybridllm_learns_the_labels_of_det_2cls(monkeypatch, t):
     rows = [i for i in range(60) if not np.isnan([small[i], large[i]]).any()]
     by_hand = [0 if small[i] >= large[i] - t else 1 for i in rows]
     assert taught["label"].astype(int).tolist() == by_hand
-    assert taught["group"] == matrix.items["item_id"][rows].tolist() and np.array_equal(taught["x"], queries.embeddings[rows])
+    assert taught["group"] == matrix.items["item_id"][rows].tolist()
+    assert np.array_equal(taught["x"], queries.embeddings[rows])
 
 
 def test_hybridllm_lies_above_random_mixing():
@@ -220,12 +221,15 @@ def test_ties_teach_routellm_nothing():
 
 
 def test_routellm_orders_prompts():
-    router = RouteLLM().fit(*world(600, 0))
     matrix, queries = world(1000, 1)
-    rate, lead = router.win_rate(queries), matrix.score[:, 1] - matrix.score[:, 0]
-    won, lost = rate[lead > 0], rate[lead < 0]
-    assert (won[:, None] > lost).mean() > 0.7
-    assert above_mixing(router, matrix, queries) > 0.1
+    lead = matrix.score[:, 1] - matrix.score[:, 0]
+
+    def ordered(router):
+        rate = router.fit(*world(600, 0)).win_rate(queries)
+        return (rate[lead > 0][:, None] > rate[lead < 0]).mean()
+    router = RouteLLM(learning_rate=0.03)
+    assert ordered(router) > 0.7 and above_mixing(router, matrix, queries) > 0.1
+    assert np.ptp([ordered(RouteLLM(seed=seed)) for seed in range(5)]) > 0.3, "as published it stays where it began"
 
 
 def test_narrow_win_rates_still_make_a_curve():
@@ -450,7 +454,8 @@ def test_settings_keep_their_number_whatever_the_rows(kind):
 @pytest.mark.parametrize("kind", KINDS, ids=IDS)
 def test_missing_scores_are_left_out(kind):
     matrix, queries = world(600, 0)
-    router = kind(pair=("small", "large")).fit(with_gaps(matrix), queries)
+    far = dict(learning_rate=0.03) if kind is RouteLLM else {}  # as published it stays where it began
+    router = kind(pair=("small", "large"), **far).fit(with_gaps(matrix), queries)
     new = world(500, 1)
     assert above_mixing(router, *new) > 0.1
     score, _ = router.choose(new[1]).outcome(with_gaps(new[0]))

@@ -44,11 +44,11 @@ def drawn_by_name(names: Sequence, size: int, seed: int) -> torch.Tensor:
     rows = [np.random.default_rng([seed, stable_hash(str(name))]).standard_normal(size) for name in names]
     return torch.from_numpy(np.stack(rows).astype("f4"))
 
-# %% ../../nbs/learners/00_fitting.ipynb #441166b1
+# %% ../../nbs/learners/00_fitting.ipynb #d0968a76
 def tie_order(score: np.ndarray, cost: np.ndarray, names: Sequence | None = None) -> np.ndarray:
     """Columns (M,), from the model that wins every tie to the one that loses all: by mean score, mean cost, name.
 
-    `score`, `cost` (n, M), NaN where unknown: such a mean comes last. names: whose hash counts; column numbers when None.
+    `score`, `cost` (n, M), NaN where unknown: such a mean comes last. names: their hash counts; numbers when None.
     """
     hashes = np.array([stable_hash(str(name)) for name in names or range(score.shape[1])], np.uint64)
     return np.lexsort((hashes, known_mean(cost), -known_mean(score)))
