@@ -171,7 +171,7 @@ def test_the_dense_network_is_the_library_s():
     x = torch.relu(net.norms[0](net.rounds[0](nodes, index, edge_attr=features)))
     x = net.norms[1](net.rounds[1](x, index, edge_attr=features))
     said = torch.sigmoid(torch.stack([(nodes[i] * x[40 + m]).mean() for i in range(40) for m in range(6)]))
-    assert torch.allclose(torch.sigmoid(net(q, task, edges, visible)).flatten(), said, atol=1e-5)
+    assert torch.allclose(torch.sigmoid(net(q, task, edges, visible[None])).flatten(), said, atol=1e-5)
 
 
 def test_labels_and_scaled_costs_by_loops():

@@ -91,17 +91,17 @@ def test_a_learner_that_knows_names_agrees_with_itself_as_two_seeds_do(kind):
 
 
 def test_routerdc_does_not_learn_where_a_model_stands():
-    "Ten models of which all but the two worst are equal: sorted by column, the loss is the first columns'."
+    "Ten equally good models: the three that stand first, which a stable sort would teach, get three tenths of prompts."
     rng = np.random.default_rng(0)
     n, m = 600, 10
-    score = (rng.random((n, m)) < np.r_[.4, np.full(m - 2, .8), .4]).astype(float)
-    vectors = rng.normal(size=(n, 16)).astype("f4")
+    score, vectors = (rng.random((n, m)) < .8).astype(float), rng.normal(size=(n, 16)).astype("f4")
 
-    def places(columns):
-        said = RouterDC(steps=150, learning_rate=.01).fit(vectors, score[:, columns], score, [str(c) for c in columns])
-        return np.bincount(columns[said.predict(vectors).argmax(1)], minlength=m) / n
-    worst = [places(columns)[[0, m - 1]].sum() for columns in (np.arange(m), np.arange(m)[::-1])]
-    assert max(worst) < .15, "the worst models get next to nothing, first or last"
+    def first_three(seed):
+        columns = np.random.default_rng(seed).permutation(m)
+        router = RouterDC(steps=150, learning_rate=.01, seed=seed)
+        router.fit(vectors, score[:, columns], score, list(map(str, columns)))
+        return (router.predict(vectors).argmax(1) < 3).mean()
+    assert abs(np.mean([first_three(seed) for seed in range(4)]) - .3) < .2
 
 
 def test_the_pair_is_the_same_wherever_its_models_stand():
@@ -121,7 +121,8 @@ def test_a_plan_of_unknown_price_is_no_free_plan():
 
 @pytest.mark.parametrize("one, other, same", [
     ("1, 2", "12", False), ("3,4", "34", False), ("1,2", "(1, 2)", True), ("1,234", "1234", True),
-    ("true", "True", True), ("[true]", "[True]", True), ("null", "None", True), ("12,34", "1234", False), ("-$1,000", "-1000", True)])
+    ("true", "True", True), ("[true]", "[True]", True), ("null", "None", True), ("12,34", "1234", False),
+    ("-$1,000", "-1000", True)])
 def test_what_reads_the_same_is_the_same(one, other, same): assert (plain(one) == plain(other)) == same
 
 
