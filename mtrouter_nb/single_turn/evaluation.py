@@ -263,7 +263,7 @@ def each_fit(bench: Bench) -> list[Bench]:
     return [replace(bench, fits={key: fits[i % len(fits)] for key, fits in kept.items()}, more={})
             for i in range(count)]
 
-# %% ../../nbs/single_turn/05_evaluation.ipynb #4dac9f6c
+# %% ../../nbs/single_turn/05_evaluation.ipynb #6219750f
 def as_published(bench: Bench, seed: int) -> Scores:
     "Of `bench.test` the routers that were published at one of several settings, each at that, named so."
     all_, at = bench.test(seed), {name: bench.fits[name, seed].published for name in bench.routers}
@@ -278,8 +278,8 @@ def same_as(scores: Scores, reference: str = BEST) -> list[str]:
     "Methods with one setting, other than single models, that score and cost on every item what `reference` does."
     configs = scores.configs
     of, = np.flatnonzero(configs["method"] == reference)
-    same = [np.array_equal(scores.score[i], scores.score[of], equal_nan=True)
-            and np.array_equal(scores.cost[i], scores.cost[of], equal_nan=True) for i in range(len(configs))]
+    same = np.array([all(np.allclose(values[i], values[of], 1e-6, 0, equal_nan=True)  # a fit keeps float32
+                         for values in (scores.score, scores.cost)) for i in range(len(configs))])
     return configs.loc[same & (configs["group"] != "model") & (configs["method"] != reference), "method"].tolist()
 
 # %% ../../nbs/single_turn/05_evaluation.ipynb #57884b8b
