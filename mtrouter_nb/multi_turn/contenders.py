@@ -276,7 +276,8 @@ class PerPrompt:
     def _rollouts(self, trial, router):
         world, train, tasks, weights = trial.world, trial.train, trial.tasks, self.weights(trial.config)
         prompts = world.encoder.messages(world.tasks["prompt"])
-        router.fit(prompts[train], world.score[train], np.where(world.absent, np.nan, world.cost.sum(2))[train])
+        dollars = np.where(world.absent, np.nan, world.cost.sum(2))
+        router.fit(prompts[train], world.score[train], dollars[train], world.pool.names)
         choice = np.concatenate([best_available(self.predict(router, prompts[tasks], w), ~world.absent[tasks])
                                  for w in weights])
         for rights in ALL_RIGHTS:
