@@ -29,10 +29,18 @@ class Router(Protocol):
         "One model index per row of `view`; -1 stops the episode."
 
 # %% ../../nbs/multi_turn/03_routers.ipynb #cell-005
-def best_available(score: np.ndarray, available: np.ndarray) -> np.ndarray:
-    "The available model of the highest score in each row (ties: the lowest index); -1 where none is available."
-    masked = np.where(available, score, -np.inf)
-    return np.where(available.any(1), masked.argmax(1), -1)
+def best_available(score: np.ndarray, available: np.ndarray, *ties: np.ndarray) -> np.ndarray:
+    """The available model of the highest score in each row; -1 where none is available.
+
+    ties: (n, M) or (M,) each; of equals the one that is lowest in the first of them is taken, and so on; then the
+    first. A model whose score is missing is no candidate.
+    """
+    able = available & ~np.isnan(score)
+    best = able & (score == np.where(able, score, -np.inf).max(1, keepdims=True))
+    for tie in ties:
+        tie = np.where(best, tie, np.inf)
+        best &= tie == tie.min(1, keepdims=True)
+    return np.where(best.any(1), best.argmax(1), -1)
 
 # %% ../../nbs/multi_turn/03_routers.ipynb #cell-010
 class Stateless:
@@ -61,7 +69,7 @@ class RandomRouter:
 
     def choose(self, view: View) -> np.ndarray:
         # One draw per episode of the batch, running or not, so that an episode's draws do not depend on the others'.
-        u = self.rng.random((self.n, view.available.shape[1]))[view.row]
+        u = self.rng.random((self.n, len(view.lot)))[view.row][:, view.lot]
         self.propensity = 1 / np.maximum(view.available.sum(1), 1)
         return best_available(u, view.available)
 
@@ -93,7 +101,8 @@ class Heuristic:
 
     def choose(self, view: View) -> np.ndarray:
         rank = np.zeros(view.available.shape)
-        rank[:, list(self.cheap)] = 1 + self.rng.random((self.n, len(self.cheap)))[view.row]
+        cheap = list(self.cheap)
+        rank[:, cheap] = 1 + self.rng.random((self.n, len(view.lot)))[view.row][:, view.lot[cheap]]
         late = self.turns - view.turns_left >= np.ceil(2 / 3 * self.turns)
         rank[late, self.value] = 3
         rank[(view.current < 0) | (view.error > 0), self.strong] = 4
@@ -101,10 +110,13 @@ class Heuristic:
 
 # %% ../../nbs/multi_turn/03_routers.ipynb #cell-026
 def _greedy(score, usd, cost_weight, view) -> np.ndarray:
-    "The available model of the greatest score - cost_weight * dollars; `cost_weight`: a number or one per episode."
+    """The available model of the greatest score - cost_weight * dollars, the cheapest of equals.
+
+    cost_weight: a number or one per episode.
+    """
     cost_weight = np.asarray(cost_weight, float)
     cost_weight = cost_weight[view.row, None] if cost_weight.ndim else cost_weight
-    return best_available(score - cost_weight * usd, view.available)
+    return best_available(score - cost_weight * usd, view.available, usd, view.lot)
 
 
 @dataclass
