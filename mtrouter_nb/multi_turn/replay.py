@@ -62,7 +62,7 @@ class View:
 
     `row` (n,): the episode's place in the batch. `lot` (M,): each model's lot where models are drawn, known by its name
     alone, so that no draw depends on the pool's order. `available` (n, M): models that can act. `current` (n,): the
-    model     that acted last, -1 before the first turn. `turns`, `proposals` (n, M): played so far in each model's own run.
+    model that acted last, -1 before the first turn. `turns`, `proposals` (n, M): played so far in each model's own run.
     `turns_left`, `proposals_left` (n,), `usd_left` (n,; inf = unlimited), `seen_usd` (n,): spend from tokens seen.
     `error` (n,): severity of the last feedback's worst error, 0 if none. `x` (n, 3d + 3): history and rights.
     """
