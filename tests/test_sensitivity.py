@@ -255,7 +255,7 @@ def test_a_changed_method_is_fitted_again_and_others_are_not(run, monkeypatch):
 
 
 def test_the_quick_configuration_changes_fits_only():
-    assert quick(EvaluationConfig(cost_weights=(0.0, 3.0))) == EvaluationConfig(fits=5, cost_weights=(0.0, 3.0))
+    assert quick(EvaluationConfig(cost_weights=(0.0, 3.0))) == EvaluationConfig(fits=2, cost_weights=(0.0, 3.0))
     assert quick(FEW) == FEW
 
 

@@ -39,7 +39,7 @@ PLAYED = (MATCHED, OPEN)
 
 # %% ../../nbs/analyses/02_sensitivity.ipynb #cell-006
 def quick(config: EvaluationConfig) -> EvaluationConfig:
-    "The protocol's configuration with at most five fits."
+    "The protocol's configuration with the number of fits that other routers have."
     return replace(config, fits=min(config.fits, config.other_fits))
 
 # %% ../../nbs/analyses/02_sensitivity.ipynb #cell-009

@@ -139,7 +139,7 @@ class Learned:
     def _other_ways(self, trial, fitted):
         for suffix, routers in self.ways:
             for fit, router in enumerate(routers(fitted)):
-                for rights in ALL_RIGHTS:
+                for rights in RIGHTS:
                     rolled = roll(trial.world, router, trial.tasks, rights, trial.config.seed).episodes
                     yield tagged(rolled, method=self.name + suffix, rights=rights.name, split=trial.split.kind,
                                  fold=trial.split.name, group="learned", parameter=0.0).assign(fit=fit)

@@ -61,8 +61,8 @@ class EvaluationConfig:
     cost_weights: tuple = (0.0, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0,
                            512.0)
     budgets: tuple = (0.001, 0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32)
-    fits: int = 10
-    other_fits: int = 5
+    fits: int = 5
+    other_fits: int = 2
     random_seeds: int = 5
     clusters: int = 8
     epochs: int = 100
