@@ -70,7 +70,7 @@ def test_the_ridge_head_is_a_ridge_on_the_same_target(fold):
     ours, data = VARIANTS["ridge head instead of MLP"](fold, 0).predict(fold.data.x)[0], fold.data
     for m in range(len(fold.world.pool)):
         mine = data.action == m
-        ridge = Ridge(alpha=10.0).fit(data.x[mine], data.target[mine])
+        ridge = Ridge(alpha=10.0).fit(data.x[mine], data.target[mine], data.weight[mine])
         assert np.allclose(ours[:, m], ridge.predict(data.x), atol=1e-4)
 
 

@@ -166,7 +166,7 @@ def test_tasks_that_lack_a_run_are_left_out(demo_world):
 
 
 def test_an_experiment_without_other_models_has_no_privileged_row(demo_world):
-    run = Experiment(demo_world, SMOKE, Results(*[pd.DataFrame()] * 4))
+    run = Experiment(demo_world, SMOKE, Results(*[pd.DataFrame()] * 5))
     assert other_models(demo_world) is None
     rows = headroom_rows(run, None, workers=1, progress=False)
     table = headroom_table(rows, (CHOICE, DOMAIN)).set_index(["question", "known"])

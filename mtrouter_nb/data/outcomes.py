@@ -122,6 +122,14 @@ def _read_names(frame: pd.DataFrame, columns: Iterable[str], name: str) -> pd.Da
         except BadValue as bad: raise OutcomeError(f"{name}: {column}, row {bad.row + 1}: {bad}.") from None
     return frame.assign(**read)
 
+# %% ../../nbs/data/03_outcomes.ipynb #3e8c751a
+def _repeats(frame, name) -> pd.Series | int:
+    "Repeats as whole numbers where all are such, else as labels; 0 where there is no such column."
+    if "repeat" not in frame: return 0
+    refuse_first(frame, frame["repeat"].isna(), name, "a row has no repeat: {model} on {item_id}, {dataset}")
+    try: return COUNT.column(frame["repeat"])
+    except BadValue: return _read_names(frame, ("repeat",), name)["repeat"]
+
 # %% ../../nbs/data/03_outcomes.ipynb #52495ea9
 def _checked(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     "`frame` with every column of a tidy frame. Raises `OutcomeError` for what is unusable."
@@ -135,9 +143,7 @@ def _checked(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     for column in _NAMES:
         refuse_first(frame, frame[column].isna(), name, f"a row has no {column}: " + "{model} on {item_id}, {dataset}")
     frame = _read_names(frame, _NAMES, name)
-    try: repeat = COUNT.column(frame["repeat"]) if "repeat" in frame else 0
-    except BadValue as bad: raise OutcomeError(f"{name}: repeat, row {bad.row + 1}: {bad}.") from None
-    frame = frame.assign(repeat=repeat, **{c: np.nan for c in VALUES.values() if c not in frame})
+    frame = frame.assign(repeat=_repeats(frame, name), **{c: np.nan for c in VALUES.values() if c not in frame})
     refuse_first(frame, frame.duplicated(["model", "item_id", "repeat"]), name,
            "model {model} has item {item_id}, repeat {repeat}, twice; keep one row, or number the repeats")
     return frame.assign(**{column: _read_values(frame, column, name) for column in VALUES.values()})
