@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +23,47 @@ from mtrouter_nb.data.release import ReleaseError, Setting, convert_release, loa
 from mtrouter_nb.data.mint import find_mint, load_mint
 from mtrouter_nb.data.upstream import DownloadError, download_files
 from mtrouter_nb.data.turns import LogError, load_turns, save_turns
+
+
+def in_two_threads(make):
+    "`make(thread, meet)` in two threads that meet where `meet` is called; raises what either raised."
+    barrier = threading.Barrier(2, timeout=20)
+    with ThreadPoolExecutor(2) as pool:
+        for ended in [pool.submit(make, thread, barrier.wait) for thread in "ab"]: ended.result()
+
+
+def test_two_threads_write_one_file_whole(tmp_path):
+    def save(thread, meet):
+        def write(file):
+            file.write_text(thread * 1000)
+            meet()  # both have written before either renames
+            assert file.read_text() == thread * 1000
+        files.save_atomic(tmp_path / "a.txt", write)
+    in_two_threads(save)
+    assert (tmp_path / "a.txt").read_text() in ("a" * 1000, "b" * 1000)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_two_threads_fill_folders_apart(tmp_path):
+    def fill(thread, meet):
+        with files.new_folder(tmp_path / thread) as folder:
+            (folder / thread).write_text("")
+            meet()
+            assert [p.name for p in folder.iterdir()] == [thread]
+    in_two_threads(fill)
+
+    def fill_one(thread, meet):
+        try:
+            with files.new_folder(tmp_path / "one") as folder:
+                meet()
+                (folder / thread).write_text("")
+                meet()
+                assert [p.name for p in folder.iterdir()] == [thread]
+                raise KeyError(thread)  # what stands is swapped by one writer at a time
+        except KeyError: pass
+    in_two_threads(fill_one)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
+
 
 MODEL, MODELS = "gpt-4o-2024-08-06", ["claude-2", "gpt-4-0613"]  # its answers are kept; two of MINT
 

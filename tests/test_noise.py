@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 
 import mtrouter_nb.analyses.noise as noise
-from mtrouter_nb.analyses.noise import (CEILING, SMOKE_NOISE, BetaBinomial, LowRank, all_fail, best_fixed_set,
-                                        ceiling, errors, greedy, half_splits, held_out_likelihood, known_truth,
-                                        leave_one_run_out, miss, naive_oracle, noise_results, noise_table,
+from mtrouter_nb.analyses.noise import (CEILING, SMOKE_NOISE, BetaBinomial, LowRank, NoiseConfig, Spiked, all_fail,
+                                        best_fixed_set, ceiling, errors, greedy, half_splits, held_out_likelihood,
+                                        known_truth, leave_one_run_out, miss, naive_oracle, noise_results, noise_table,
                                         pooled_oracle, repeats_of, retry_or_others, retry_table, shared_luck,
                                         simulated_odds, simulated_repeats)
 from mtrouter_nb.data.outcomes import OutcomeError, from_frame
@@ -113,6 +113,101 @@ def test_shared_outages_are_seen(small):
     assert shared_luck(outage)["p"] < 0.01 < shared_luck(small.success)["p"]
 
 
+# ---------------------------------------------------------------------------- a ceiling without knowing the truth
+
+def spiked_odds(n, models, seed):
+    "Half of the cells at 0, ½ or 1, half beta, around the means of model and task."
+    rng, mean = np.random.default_rng(seed), simulated_odds(n, models, own=0.0, seed=seed)
+    smooth = rng.beta(5 * mean + 1e-3, 5 * (1 - mean) + 1e-3)
+    return np.where(rng.random((n, models)) < 0.5, rng.binomial(2, mean) / 2, smooth)
+
+
+def beta_odds(n, models, seed):
+    rng = np.random.default_rng(seed)
+    return rng.beta(*rng.uniform(0.3, 2, (2, n, 1)), (n, models))
+
+
+def own_odds(n, models, seed): return simulated_odds(n, models, seed=seed)
+
+
+def test_spikes_are_found_where_there_are_spikes_and_not_elsewhere():
+    stands = {f: np.isin(Spiked().draw(simulated_repeats(f(150, 12, 0), runs=12).wins, 12, 60, 60), (0, 0.5, 1)).mean()
+              for f in (spiked_odds, own_odds)}
+    assert np.isin(spiked_odds(150, 12, 0), (0, 0.5, 1)).mean() == pytest.approx(stands[spiked_odds], abs=0.1)
+    assert stands[own_odds] < stands[spiked_odds] - 0.15
+
+
+def test_a_cell_whose_few_draws_are_all_0_may_still_succeed():
+    odds = np.random.default_rng(0).binomial(2, simulated_odds(60, 12, own=0.0)) / 2
+    success = simulated_repeats(odds).success
+    expected = Spiked().expected(success[:3].sum(0), 3, 30, 30)
+    drawn = Spiked().draw(success[:3].sum(0), 3, 30, 30).mean(0)
+    assert (drawn == 0).any() and 0 < expected.min() and expected.max() < 1
+    assert np.isfinite(held_out_likelihood(success, Spiked(), 30, 30)).all()
+
+
+def test_spike_weights_are_chances_with_the_mean_they_are_asked_for():
+    mean = np.random.default_rng(0).random((20, 5))
+    for half in noise._SHARES:
+        weights = noise._spike_weights(mean, half)
+        assert (weights >= 0).all() and np.allclose(weights.sum(-1), 1) and np.allclose(weights @ [0, 0.5, 1], mean)
+
+
+def results_by_hand(small, errors_of):
+    "Results with a ceiling of .7 and, per truth, worlds whose model-based errors are given."
+    worlds = [dict(world=i, estimate="model-based", value=0.7 + e, truth=0.7, truth_from=name)
+              for name, given in errors_of.items() for i, e in enumerate(given)]
+    verdicts = pd.DataFrame([dict(candidate=name, likelihood=-0.5 - i, admitted=True, ceiling=0.7)
+                             for i, name in enumerate(errors_of)])
+    return dict(verdicts=verdicts, ceiling=np.full(60, 0.7), worlds=pd.DataFrame(worlds))
+
+
+def test_the_interval_holds_the_error_of_every_admitted_truth(small):
+    spread = np.random.default_rng(0).normal(0, 0.003, 400)
+    wrong = dict(chosen=spread, low=spread - 0.01, high=spread + 0.015)
+    table = noise_table(small.success, results_by_hand(small, wrong)).set_index("quantity")
+    row = table.loc[f"{CEILING}, these tasks"]
+    assert row["value"] == pytest.approx(0.7)
+    assert row["low"] == pytest.approx(0.7 - 0.015 - 1.96 * 0.003, abs=1e-3)
+    assert row["high"] == pytest.approx(0.7 + 0.01 + 1.96 * 0.003, abs=1e-3)
+    alone = noise_table(small.success, results_by_hand(small, dict(chosen=spread))).set_index("quantity")
+    for quantity in (CEILING, "noise share of the gap, model-based", "gain of the ceiling over the best single model"):
+        inner, outer = alone.loc[quantity], table.loc[quantity]
+        assert outer["low"] < inner["low"] < inner["value"] == outer["value"] < inner["high"] < outer["high"]
+
+
+def test_few_worlds_widen_the_interval():
+    few = pd.DataFrame(dict(estimate="model-based", value=[0.01, -0.01, 0.0], truth=0.0, truth_from="a"))
+    drawn = noise.drawn_errors(few, 20_000, np.random.default_rng(0))
+    assert np.quantile(drawn, 0.975) == pytest.approx(4.303 * 0.01 * np.sqrt(4 / 3), rel=0.05)  # t with 2 degrees
+
+
+def test_worlds_come_from_every_admitted_candidate(small, tmp_path, monkeypatch):
+    monkeypatch.setenv("MTROUTER_CACHE", str(tmp_path))
+    config = NoiseConfig(draws=40, burn=30, worlds=3, candidates=(LowRank(0, own=False), LowRank(0), LowRank(1)))
+    results = noise_results(small, config, progress=False)
+    verdicts = results["verdicts"]
+    assert set(results["worlds"]["truth_from"]) == set(verdicts.loc[verdicts["admitted"], "candidate"])
+    assert len(set(results["worlds"]["truth_from"])) == 2
+
+
+@pytest.mark.long
+def test_the_ceilings_interval_covers_a_known_truth(tmp_path, monkeypatch):
+    "The whole procedure, with the candidate chosen anew each time, on worlds of three kinds: 95 % at least."
+    monkeypatch.setenv("MTROUTER_CACHE", str(tmp_path))
+    config = NoiseConfig(draws=40, burn=30, worlds=10, candidates=(BetaBinomial("task"), Spiked(), LowRank(0)))
+    hits = []
+    for seed, odds_of in product(range(7), (own_odds, beta_odds, spiked_odds)):
+        odds = odds_of(40, 10, 100 + seed)
+        world = simulated_repeats(odds, seed=1000 + seed)
+        results = noise_results(world, config, progress=False)
+        if "ceiling" not in results: continue  # no candidate is admitted, and no ceiling is claimed
+        table = noise_table(world.success, results, 500).set_index("quantity")
+        row = table.loc[f"{CEILING}, these tasks"]
+        hits.append(row["low"] <= odds.max(1).mean() <= row["high"])
+    assert len(hits) >= 18 and np.mean(hits) >= 0.95
+
+
 # ---------------------------------------------------------------------------- retry, or another
 
 def test_miss_is_the_share_of_subsets_of_runs_that_all_fail():
@@ -195,7 +290,8 @@ def test_results_are_stored_by_content(small, tmp_path, monkeypatch):
     monkeypatch.setattr(noise, "judge", None)
     monkeypatch.setattr(noise, "ceiling", None)
     again = noise_results(small, SMOKE_NOISE, progress=False)
-    assert all(first[k].reset_index(drop=True).equals(again[k].reset_index(drop=True)) for k in first)
+    assert all(pd.DataFrame(first[k]).reset_index(drop=True).equals(pd.DataFrame(again[k]).reset_index(drop=True))
+               for k in first)
     changed = small.success.copy()
     changed[0, 0, 0] ^= True
     other = noise.Repeats("x", changed, small.items, small.models)

@@ -1,4 +1,5 @@
 """The runner: what it skips, what it runs, how it fails, and what it does without logs."""
+import dataclasses
 import json
 import os
 import signal
@@ -377,6 +378,59 @@ def test_what_would_run_and_why(project, capsys):
     assert not (project / "figures" / "two.png").exists()
 
 
+def test_a_changed_parameter_is_one_reason(project):
+    write(project, "one", "1")
+    job = jobs(project)["one"]
+    state = {job.key: dict(parts=job.parts, outputs={})}
+    other = dataclasses.replace(job, parameters=job.parameters | dict(PROFILE="smoke"))
+    assert reproduce.why_stale(other, state) == ["parameters: PROFILE='smoke' is new or changed"]
+
+
+CLAIMS = "id,published,ours,low,high,verdict,evidence,note\nspeed.a,{},{},,,{},simulated,{} s; aim: at most 2\n"
+
+
+@pytest.mark.parametrize("said, kept", [
+    (("3", "1.7", "holds", "1.7"), True), (("4", "1.5", "holds", "1.5"), False),
+    (("3", "2.5", "fails", "2.5"), False), (("3", "1.5", "holds", "about 1.5"), False)])
+def test_a_claim_that_says_something_else_is_no_measurement(project, said, kept):
+    write(project, "speed", "1")
+    job = dataclasses.replace(jobs(project)["speed"], measured=("s",))
+    claims_file = project / "figures" / "claims" / "speed.csv"
+    claims_file.parent.mkdir(parents=True)
+    (project / "figures" / "MANIFEST.json").write_text(json.dumps(
+        {"speed": dict(notebook=job.source, source=job.sources.key, files={}, claims=None)}))
+    claims_file.write_text(CLAIMS.format("3", "1.5", "holds", "1.5"))
+    before = reproduce._kept_bytes(job)
+    claims_file.write_text(CLAIMS.format(*said))
+    reproduce._settle(job, before)
+    assert (claims_file.read_bytes() == before["claims/speed.csv"]) is kept
+
+
+@pytest.mark.parametrize("named, handed", [
+    ("logs", "{here}/logs"), ("", "{beside}"), ("/mine", "/mine"), (None, "{beside}")])
+def test_a_copy_is_told_where_the_logs_are(project, monkeypatch, named, handed):
+    beside = project.parent / "shared" / "data"
+    beside.mkdir(parents=True, exist_ok=True)
+    monkeypatch.chdir(project)
+    if named is None: monkeypatch.delenv("MTROUTER_DATA", raising=False)
+    else: monkeypatch.setenv("MTROUTER_DATA", named)
+    seen = {}
+    monkeypatch.setattr(subprocess, "run", lambda *_, env, **__: seen.update(env) or subprocess.CompletedProcess([], 0))
+    reproduce._made_in(project / "copy", project.parent, {}, reproduce._options([]))
+    assert seen["MTROUTER_DATA"] == handed.format(here=project, beside=beside)
+    assert seen["MTROUTER_ROOT"] == str(project / "copy")
+
+
+def test_a_notebook_run_here_leaves_the_environment_as_it_was(project, monkeypatch):
+    path = write(project, "one", "1")
+    monkeypatch.setattr(reproduce, "_executed", lambda *_: os.environ["MPLBACKEND"] * (os.environ["A"] != "1"))
+    monkeypatch.delenv("MPLBACKEND", raising=False)
+    monkeypatch.setenv("A", "0")
+    before = dict(os.environ)
+    assert reproduce._run(path, "one", {}, dict(MPLBACKEND="agg", A="1"))[1] == ""
+    assert dict(os.environ) == before
+
+
 @pytest.mark.long
 def test_a_measurement_that_comes_out_otherwise_changes_no_file(project):
     cells = figure("speed").replace("dict(x=[1, 2]", "dict(x=[1, 2], s=time.time()").replace("ax.plot([1, 2])",
@@ -494,6 +548,8 @@ def test_what_is_no_notebook_is_one_sentence(project, capsys, cells):
 
 @pytest.mark.parametrize("line, says", [
     ("if:", "NAME = value"), ("X = print(1)", "NAME = value"), ("A, B = 1, 2", "NAME = value"),
+    ("A: int", "NAME = value"), ("A: int = f()", "NAME = value"), ("OUT += 'x'", "NAME = value"),
+    ("import os", "sets nothing"),
     ("EVIDENCE = 'seen'", "is none of published"), ("READS = ['mint']", "must be text")])
 def test_parameters_that_are_none_are_one_sentence(project, capsys, line, says):
     path = write(project, "one", "1")
@@ -501,6 +557,16 @@ def test_parameters_that_are_none_are_one_sentence(project, capsys, line, says):
     book.cells[1].source += f"\n{line}"
     nbformat.write(book, path)
     assert reproduce.main([]) == 2 and says in capsys.readouterr().err
+
+
+def test_a_parameter_may_bear_its_type(project):
+    path = write(project, "one", "1")
+    book = nbformat.read(path, as_version=4)
+    book.cells[1].source += "\nTASKS: int = 40\nA = B = 2"
+    nbformat.write(book, path)
+    known = reproduce.notebook_parameters(path)
+    assert known["TASKS"] == 40 and known["A"] == known["B"] == 2
+    assert reproduce.checked_parameters(path, dict(TASKS=3)) == dict(TASKS=3)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")

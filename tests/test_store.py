@@ -203,6 +203,12 @@ def test_missing_ones_are_computed_in_their_order(cache):
     assert [len(t) for t in tables] == [3, 2, 1] and os.environ["RAN"] == " 2 3 1"
 
 
+def test_equal_jobs_are_computed_once_and_give_results_of_their_own(cache):
+    tables = stored_all(made, [(3,), (1,), (3,), (3,)], workers=1, progress=False)
+    assert [len(t) for t in tables] == [3, 1, 3, 3] and os.environ["RAN"] == " 3 1"
+    assert len({id(t) for t in tables}) == 4 and len([*cache.rglob("*.zip")]) == 2
+
+
 def test_workers_and_this_process_make_the_same_files(cache):
     one = stored_all(made, [(n,) for n in range(4)], workers=1, progress=False)
     first = {p.name: p.read_bytes() for p in cache.rglob("*.zip")}

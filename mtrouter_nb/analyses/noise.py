@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['BRACKET', 'CANDIDATES', 'ESTIMATES', 'SMOKE_NOISE', 'CEILING', 'SAME', 'OTHERS', 'FREE', 'SEEN_SET', 'Repeats',
            'repeats_of', 'simulated_odds', 'simulated_repeats', 'select_and_score', 'leave_one_run_out', 'half_splits',
-           'naive_oracle', 'pooled_oracle', 'best_model_alone', 'shared_luck', 'LowRank', 'ceiling', 'BetaBinomial',
-           'held_out_likelihood', 'simulated_ends', 'judge', 'known_truth', 'errors', 'NoiseConfig', 'chosen_candidate',
-           'noise_results', 'noise_table', 'miss', 'greedy', 'all_fail', 'best_fixed_set', 'retry_or_others',
-           'retry_table']
+           'naive_oracle', 'pooled_oracle', 'best_model_alone', 'shared_luck', 'Candidate', 'LowRank', 'ceiling',
+           'BetaBinomial', 'Spiked', 'held_out_likelihood', 'simulated_ends', 'judge', 'known_truth', 'errors',
+           'NoiseConfig', 'chosen_candidate', 'noise_results', 'drawn_errors', 'noise_table', 'miss', 'greedy',
+           'all_fail', 'best_fixed_set', 'retry_or_others', 'retry_table']
 
 # %% ../../nbs/analyses/07_noise.ipynb #cell-002
 from collections.abc import Sequence
@@ -211,9 +211,21 @@ class _Chain:
         variance = 1 / (omega + self.own_scale ** -2)
         self.own = variance * omega * left + np.sqrt(variance) * self.rng.standard_normal(left.shape)
 
-# %% ../../nbs/analyses/07_noise.ipynb #cell-048
+# %% ../../nbs/analyses/07_noise.ipynb #db661ba6
+class Candidate:
+    "A model of the success probabilities: a `name`, and draws from their posterior."
+
+    def draw(self, wins: np.ndarray, runs: int, draws: int, burn: int, seed: int = 0) -> np.ndarray:
+        "Posterior draws of the success probabilities, float32 (draws, n, M), after `burn` steps that are dropped."
+        raise NotImplementedError(f"{type(self).__name__} draws nothing.")
+
+    def expected(self, wins: np.ndarray, runs: int, draws: int, burn: int, seed: int = 0) -> np.ndarray:
+        "Posterior means of the success probabilities, (n, M)."
+        return self.draw(wins, runs, draws, burn, seed).mean(0)
+
+
 @dataclass(frozen=True)
-class LowRank:
+class LowRank(Candidate):
     "Low-rank logistic candidate, with or without each cell's own part."
     rank: int
     own: bool = True
@@ -222,7 +234,7 @@ class LowRank:
     def name(self) -> str: return f"logistic, rank {self.rank}" + (" + own part" if self.own else "")
 
     def draw(self, wins: np.ndarray, runs: int, draws: int, burn: int, seed: int = 0) -> np.ndarray:
-        "Posterior draws of the success probabilities, float32 (draws, n, M), after `burn` steps that are dropped."
+        "As `Candidate.draw`."
         chain = _Chain(wins, runs, self.rank, self.own, seed)
         for _ in range(burn): chain.step()
         out = np.empty((draws, *wins.shape), np.float32)
@@ -246,17 +258,23 @@ def _beta_fit(wins: np.ndarray, runs: int) -> np.ndarray:
                                            - betaln(*np.exp(x))).sum()
     return np.exp(minimize(loss, np.zeros(2), method="L-BFGS-B").x)
 
-# %% ../../nbs/analyses/07_noise.ipynb #cell-059
-def _beta_likelihood(wins, runs, mean, concentration) -> float:
-    "Log-likelihood of `wins` under betas of these means (n, M), up to a constant, by rising factorials."
+# %% ../../nbs/analyses/07_noise.ipynb #646af83b
+def _beta_chances(wins, runs, mean, concentration) -> np.ndarray:
+    "Chance of each cell's runs, in their order, under betas of these means (n, M), by rising factorials, (n, M)."
     a, b, value = concentration * mean, concentration * (1 - mean), np.ones_like(mean)
     for i in range(runs):
         value *= np.where(wins > i, a + i, 1) * np.where(runs - wins > i, b + i, 1) / (concentration + i)
-    return float(np.log(value).sum())
+    return value
 
-# %% ../../nbs/analyses/07_noise.ipynb #cell-062
+# %% ../../nbs/analyses/07_noise.ipynb #a7cdb1c6
+def _drawn(rng, grid, chances) -> float:
+    "A value of `grid`, drawn by the product over all cells of `chances`, one array of cells per value."
+    fit = np.array([np.log(cells).sum() for cells in chances])
+    return grid[np.argmax(fit + rng.gumbel(size=len(fit)))]
+
+# %% ../../nbs/analyses/07_noise.ipynb #f65897fe
 @dataclass(frozen=True)
-class BetaBinomial:
+class BetaBinomial(Candidate):
     "Beta-binomial candidate; `by`: model, task, or both."
     by: str
 
@@ -264,7 +282,7 @@ class BetaBinomial:
     def name(self) -> str: return f"beta-binomial by {'model and task' if self.by == 'both' else self.by}"
 
     def draw(self, wins: np.ndarray, runs: int, draws: int, burn: int, seed: int = 0) -> np.ndarray:
-        "As `LowRank.draw`."
+        "As `Candidate.draw`."
         rng = np.random.default_rng(seed)
         if self.by == "both": return self._draw_both(wins, runs, draws, burn, seed, rng)
         groups = wins if self.by == "task" else wins.T
@@ -275,23 +293,98 @@ class BetaBinomial:
     def _draw_both(self, wins, runs, draws, burn, seed, rng):
         out = LowRank(0, own=False).draw(wins, runs, draws, burn, seed)
         for i, mean in enumerate(np.clip(out, 1e-4, 1 - 1e-4).astype(float)):
-            fit = np.array([_beta_likelihood(wins, runs, mean, c) for c in _CONCENTRATIONS])
-            c = _CONCENTRATIONS[np.argmax(fit + rng.gumbel(size=len(fit)))]
+            c = _drawn(rng, _CONCENTRATIONS, (_beta_chances(wins, runs, mean, c) for c in _CONCENTRATIONS))
             out[i] = rng.beta(c * mean + wins, c * (1 - mean) + runs - wins)
         return out
 
-# %% ../../nbs/analyses/07_noise.ipynb #cell-065
-CANDIDATES = (*map(BetaBinomial, ("model", "task", "both")),
+# %% ../../nbs/analyses/07_noise.ipynb #a7a4c745
+_SPIKES = np.array([0, 0.5, 1])
+_SHARES = np.linspace(0, 0.95, 20)  # of spikes, and of ½'s most; some beta is left, so that nothing has chance 0
+
+
+def _spike_weights(mean, half) -> np.ndarray:
+    "Weights at 0, ½ and 1 whose mean is `mean` (n, M), (n, M, 3); `half`: 0 for nothing at ½, 1 for two tosses."
+    middle = 2 * half * mean * (1 - mean)
+    return np.stack([1 - mean - middle / 2, middle, mean - middle / 2], -1)
+
+# %% ../../nbs/analyses/07_noise.ipynb #b1393560
+class _Spikes:
+    "Gibbs steps for concentration, share of the spikes and weight of ½; `cells` draws success probabilities."
+
+    def __init__(self, wins, runs, rng):
+        self.wins, self.runs, self.rng = wins, runs, rng
+        self.fits = _SPIKES ** wins[..., None] * (1 - _SPIKES) ** (runs - wins[..., None])
+        self.concentration, self.share, self.half = 2.0, 0.5, 0.5
+
+    def step(self, mean) -> None:
+        spikes = self._spiked(mean, self.half).sum(-1)
+        mixed = lambda share, spikes, beta: share * spikes + (1 - share) * beta
+        self.concentration = _drawn(self.rng, _CONCENTRATIONS, (
+            mixed(self.share, spikes, self._smooth(mean, c)) for c in _CONCENTRATIONS))
+        beta = self._smooth(mean, self.concentration)
+        self.share = _drawn(self.rng, _SHARES, (mixed(share, spikes, beta) for share in _SHARES))
+        self.half = _drawn(self.rng, _SHARES, (
+            mixed(self.share, self._spiked(mean, half).sum(-1), beta) for half in _SHARES))
+
+    def cells(self, mean) -> np.ndarray:
+        "One draw of the cells' success probabilities (n, M), given the parts."
+        upto = np.cumsum(self._parts(mean), axis=2)
+        part = (self.rng.random(mean.shape)[..., None] * upto[..., -1:] > upto).sum(2)
+        a, b = self.concentration * mean, self.concentration * (1 - mean)
+        return np.where(part < 3, _SPIKES[np.minimum(part, 2)],
+                        self.rng.beta(a + self.wins, b + self.runs - self.wins))
+
+    def expected(self, mean) -> np.ndarray:
+        "The mean of `cells`, (n, M)."
+        smooth = (self.concentration * mean + self.wins) / (self.concentration + self.runs)
+        part = self._parts(mean)
+        return (part[..., :3] @ _SPIKES + part[..., 3] * smooth) / part.sum(2)
+
+    def _parts(self, mean) -> np.ndarray:
+        "How much each spike and the beta say of the cells' runs, (n, M, 4), up to a factor of the cell."
+        beta = (1 - self.share) * self._smooth(mean, self.concentration)
+        return np.dstack([self.share * self._spiked(mean, self.half), beta])
+
+    def _spiked(self, mean, half): return _spike_weights(mean, half) * self.fits
+
+    def _smooth(self, mean, concentration): return _beta_chances(self.wins, self.runs, mean, concentration)
+
+# %% ../../nbs/analyses/07_noise.ipynb #1f78f022
+@dataclass(frozen=True)
+class Spiked(Candidate):
+    "Candidate with point masses at 0, ½ and 1 and a beta, all around the means of model and task."
+    name: str = "spikes at 0, ½ and 1, and beta"
+
+    def draw(self, wins: np.ndarray, runs: int, draws: int, burn: int, seed: int = 0) -> np.ndarray:
+        "As `Candidate.draw`."
+        return self._each(_Spikes.cells, wins, runs, draws, burn, seed)
+
+    def expected(self, wins: np.ndarray, runs: int, draws: int, burn: int, seed: int = 0) -> np.ndarray:
+        "As `Candidate.expected`."
+        return self._each(_Spikes.expected, wins, runs, draws, burn, seed).mean(0)
+
+    def _each(self, found, wins, runs, draws, burn, seed):
+        out = LowRank(0, own=False).draw(wins, runs, draws, burn, seed)
+        means = np.clip(out, 1e-4, 1 - 1e-4).astype(float)
+        parts = _Spikes(wins, runs, np.random.default_rng(seed))
+        for _ in range(20): parts.step(means[0])
+        for i, mean in enumerate(means):
+            parts.step(mean)
+            out[i] = found(parts, mean)
+        return out
+
+# %% ../../nbs/analyses/07_noise.ipynb #dcdc59fe
+CANDIDATES = (*map(BetaBinomial, ("model", "task", "both")), Spiked(),
               *(LowRank(rank, own) for own in (False, True) for rank in range(5)))
 
-# %% ../../nbs/analyses/07_noise.ipynb #cell-068
-def held_out_likelihood(success: np.ndarray, candidate: LowRank | BetaBinomial, draws: int, burn: int,
+# %% ../../nbs/analyses/07_noise.ipynb #dc9f5bf5
+def held_out_likelihood(success: np.ndarray, candidate: Candidate, draws: int, burn: int,
                         seed: int = 0) -> np.ndarray:
     "Mean log-likelihood of a cell in the run that was left out, per task, (n,)."
     total = np.zeros(success.shape[1])
     for out in range(len(success)):
         known = np.delete(success, out, axis=0)
-        odds = candidate.draw(known.sum(0), len(known), draws, burn, seed).mean(0)
+        odds = candidate.expected(known.sum(0), len(known), draws, burn, seed)
         total += np.log(np.where(success[out], odds, 1 - odds)).mean(1)
     return total / len(success)
 
@@ -305,8 +398,8 @@ def simulated_ends(draws: np.ndarray, runs: int, worlds: int, seed: int = 0) -> 
     picked = draws[np.linspace(0, len(draws) - 1, worlds).astype(int)]
     return np.array([_ends(rng.random((runs, *odds.shape)) < odds) for odds in picked])
 
-# %% ../../nbs/analyses/07_noise.ipynb #cell-074
-def judge(success: np.ndarray, candidate: LowRank | BetaBinomial, draws: int = 300, burn: int = 150, worlds: int = 200,
+# %% ../../nbs/analyses/07_noise.ipynb #f288d6bf
+def judge(success: np.ndarray, candidate: Candidate, draws: int = 300, burn: int = 150, worlds: int = 200,
           seed: int = 0) -> dict:
     "One row: held-out likelihood, ceiling with its 95 % posterior interval, simulated ends (95 %), and `admitted`."
     posterior = candidate.draw(success.sum(0), len(success), draws, burn, seed)
@@ -327,8 +420,8 @@ ESTIMATES = {"half-splits, random ties": half_splits,
              "naive oracle": naive_oracle,
              "pooled oracle, any of all runs": pooled_oracle}
 
-# %% ../../nbs/analyses/07_noise.ipynb #cell-079
-def known_truth(odds: np.ndarray, runs: int, candidate: LowRank | BetaBinomial, draws: int = 150, burn: int = 100,
+# %% ../../nbs/analyses/07_noise.ipynb #dc3bcb94
+def known_truth(odds: np.ndarray, runs: int, candidate: Candidate, draws: int = 150, burn: int = 100,
                 seed: int = 0) -> pd.DataFrame:
     "Estimates of the ceiling on `runs` runs simulated at `odds` (worlds, n, M): one row per world and estimate."
     rng, rows = np.random.default_rng(seed), []
@@ -348,15 +441,14 @@ def errors(worlds: pd.DataFrame) -> pd.DataFrame:
     error = (worlds["value"] - worlds["truth"]).groupby(worlds["estimate"], sort=False)
     return pd.DataFrame(dict(value=error.mean(), low=error.quantile(.025), high=error.quantile(.975)))
 
-# %% ../../nbs/analyses/07_noise.ipynb #cell-085
+# %% ../../nbs/analyses/07_noise.ipynb #f5fd4dee
 @dataclass(frozen=True)
 class NoiseConfig:
-    "Lengths of the chains (kept draws, dropped steps) and numbers of simulated worlds."
+    "Lengths of the chains (kept draws, dropped steps) and number of simulated worlds."
     draws: int = 300
     burn: int = 100
-    worlds: int = 100
+    worlds: int = 50  # of each admitted candidate
     candidates: tuple = CANDIDATES
-    wrong: BetaBinomial = BetaBinomial("task")  # a truth that the chosen candidate does not contain
     seed: int = 0
 
 
@@ -369,58 +461,67 @@ def chosen_candidate(verdicts: pd.DataFrame) -> str | None:
     admitted = verdicts[verdicts["admitted"]]
     return None if admitted.empty else admitted.loc[admitted["likelihood"].idxmax(), "candidate"]
 
-# %% ../../nbs/analyses/07_noise.ipynb #cell-090
-def _fitted(success, candidate, config) -> dict:
-    "The chosen candidate on longer chains: per-task ceiling, and worlds of known truth from it and from a wrong one."
-    args = success.sum(0), len(success)
-    posterior = candidate.draw(*args, 3 * config.draws, config.burn, config.seed + 1)
-    short = config.draws // 2, config.burn
-    picked = np.linspace(0, len(posterior) - 1, config.worlds).astype(int)
-    own = known_truth(posterior[picked], len(success), candidate, *short, config.seed)
-    wrong = config.wrong.draw(*args, max(config.worlds // 4, 2), config.burn, config.seed)
-    other = known_truth(wrong, len(success), candidate, *short, config.seed)
-    worlds = pd.concat([own.assign(truth_from=candidate.name), other.assign(truth_from=config.wrong.name)])
-    return dict(ceiling=pd.DataFrame(dict(ceiling=ceiling(posterior).astype(float))), worlds=worlds)
+# %% ../../nbs/analyses/07_noise.ipynb #97398af7
+def _task_ceilings(success, candidate, config) -> np.ndarray:
+    "The chosen candidate's ceiling per task, (n,), on longer chains."
+    posterior = candidate.draw(success.sum(0), len(success), 3 * config.draws, config.burn, config.seed + 1)
+    return ceiling(posterior).astype(float)
 
-# %% ../../nbs/analyses/07_noise.ipynb #cell-092
+
+def _worlds_of(success, truth, candidate, config) -> pd.DataFrame:
+    "`known_truth` of the chosen candidate in worlds that the candidate `truth` makes of these runs."
+    posterior = truth.draw(success.sum(0), len(success), config.draws, config.burn, config.seed)
+    picked = posterior[np.linspace(0, len(posterior) - 1, config.worlds).astype(int)]
+    worlds = known_truth(picked, len(success), candidate, config.draws // 2, config.burn, config.seed)
+    return worlds.assign(truth_from=truth.name)
+
+# %% ../../nbs/analyses/07_noise.ipynb #0058398e
 def noise_results(repeats: Repeats, config: NoiseConfig = NoiseConfig(), progress: bool = True) -> dict:
-    "{verdicts, ceiling (n), worlds}, from the cache or computed now; only verdicts where no candidate is admitted."
-    chain = config.draws, config.burn, 200, config.seed
-    jobs = [(repeats.success, candidate, *chain) for candidate in config.candidates]
-    rows = stored_all(_judged, jobs, "candidates", 1, progress)
+    "{verdicts, ceiling (n,), worlds}, from the cache or computed now; only verdicts where no candidate is admitted."
+    success, chain = repeats.success, (config.draws, config.burn, 200, config.seed)
+    rows = stored_all(_judged, [(success, c, *chain) for c in config.candidates], "candidates", 1, progress)
     verdicts = pd.concat(rows, ignore_index=True)
     name = chosen_candidate(verdicts)
     if name is None: return dict(verdicts=verdicts)
-    best = next(c for c in config.candidates if c.name == name)
-    return dict(verdicts=verdicts) | stored(_fitted, repeats.success, best, config)
+    admitted = [c for c, row in zip(config.candidates, rows) if row["admitted"].all()]
+    best = next(c for c in admitted if c.name == name)
+    worlds = stored_all(_worlds_of, [(success, truth, best, config) for truth in admitted], "truths", 1, progress)
+    return dict(verdicts=verdicts, ceiling=stored(_task_ceilings, success, best, config), worlds=pd.concat(worlds))
 
 
 def _judged(*args) -> pd.DataFrame:
     "`judge` as a table of one row."
     return pd.DataFrame([judge(*args)])
 
-# %% ../../nbs/analyses/07_noise.ipynb #cell-095
+# %% ../../nbs/analyses/07_noise.ipynb #aa99982e
 CEILING = "router ceiling, model-based"
 
 
 def _summary(quantity, value, sampled) -> dict:
-    low, high = percentile_ends(sampled)
-    return dict(quantity=quantity, value=float(value), low=float(low), high=float(high))
+    "sampled: (resamples,), or (truths, resamples) for the lowest and the highest end of all truths."
+    low, high = percentile_ends(np.atleast_2d(sampled))
+    return dict(quantity=quantity, value=float(value), low=float(low.min()), high=float(high.max()))
 
-# %% ../../nbs/analyses/07_noise.ipynb #cell-097
+# %% ../../nbs/analyses/07_noise.ipynb #fa01f5bc
+def drawn_errors(worlds: pd.DataFrame, draws: int, rng: np.random.Generator) -> np.ndarray:
+    "Errors of the model-based estimate under each truth of `noise_results`' worlds, (truths, draws)."
+    own = worlds[worlds["estimate"] == "model-based"]
+    found = (own["value"] - own["truth"]).groupby(own["truth_from"], sort=False).agg(["mean", "std", "count"])
+    mean, spread, count = found.to_numpy().T[..., None]
+    return mean + spread * np.sqrt(1 + 1 / count) * rng.standard_t(count - 1, (len(found), draws))
+
+# %% ../../nbs/analyses/07_noise.ipynb #a4e4bf0a
 def noise_table(success: np.ndarray, results: dict, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
     "Columns quantity, value, low, high: bracket, ceiling (where one is admitted), gaps and shares of the gap."
     rng = np.random.default_rng(seed)
     per_task = {name: f(success).astype(float) for name, f in BRACKET.items()}
-    if "ceiling" in results: per_task[CEILING] = results["ceiling"]["ceiling"].to_numpy()
+    if "ceiling" in results: per_task[CEILING] = results["ceiling"]
     weight = resampled_counts(n := success.shape[1], resamples, rng) / n
     mean, sampled = {k: v.mean() for k, v in per_task.items()}, {k: weight @ v for k, v in per_task.items()}
     extra = []
     if "ceiling" in results:
-        own = results["worlds"].query("estimate == 'model-based'")
-        own = own[own["truth_from"] == chosen_candidate(results["verdicts"])]
-        error = rng.choice((own["value"] - own["truth"]).to_numpy(), resamples)
-        sampled[CEILING] = sampled[CEILING] - error
+        error = drawn_errors(results["worlds"], resamples, rng)
+        sampled[CEILING] = sampled[CEILING] - error  # (truths, resamples), and so is what is made of it
         extra = [_summary(f"{CEILING}, these tasks", mean[CEILING], mean[CEILING] - error),
                  _among_admitted(results["verdicts"], mean[CEILING])]
     rows = [_summary(k, mean[k], sampled[k]) for k in per_task] + extra

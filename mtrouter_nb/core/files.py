@@ -7,13 +7,14 @@ __all__ = ['COMPLETE', 'in_checkout', 'data_dir', 'project_root', 'cache_dir', '
            'sweep', 'new_folder', 'in_short', 'name_damage', 'load_json', 'load_table', 'turn', 'file_digest',
            'Digests']
 
-# %% ../../nbs/core/00_files.ipynb #cell-001
+# %% ../../nbs/core/00_files.ipynb #9bdf4bcc
 import hashlib
 import json
 import os
 import re
 import shutil
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -74,12 +75,12 @@ def data_homes() -> list[Path]:
     beside = [data_dir().parent.parent / "shared" / "data"] if in_checkout() else []
     return [*mine, *beside, cache_dir()]
 
-# %% ../../nbs/core/00_files.ipynb #cell-024
+# %% ../../nbs/core/00_files.ipynb #cf1d4ba7
 def save_atomic(path: str | Path, save: Callable[[Path], object]) -> Path:
     "`save(file)` to a temporary name beside `path`, then rename; folders are made."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    partial = path.with_name(f".{path.name}.{threading.get_native_id()}.part")
     try:
         save(partial)
         partial.replace(path)
@@ -109,14 +110,15 @@ def sweep(folder: str | Path) -> None:
     ours = re.compile(rf"\.{re.escape(folder.name)}-\d+\.(part|former)")
     if folder.parent.is_dir(): _clear(folder, [p for p in folder.parent.iterdir() if ours.fullmatch(p.name)])
 
-# %% ../../nbs/core/00_files.ipynb #cell-034
+# %% ../../nbs/core/00_files.ipynb #d81dcbdf
 @contextmanager
 def new_folder(folder: str | Path) -> Iterator[Path]:
     "An empty folder to write into. After the block it stands in the place of `folder`; if that raised, it is dropped."
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial, former = (folder.with_name(f".{folder.name}-{os.getpid()}.{end}") for end in ("part", "former"))
-    _clear(folder, (partial, former))  # of a killed process that had our number
+    ours = f".{folder.name}-{threading.get_native_id()}"
+    partial, former = folder.with_name(f"{ours}.part"), folder.with_name(f"{ours}.former")
+    _clear(folder, (partial, former))  # of a killed writer that had our number
     try:
         partial.mkdir()
         yield partial

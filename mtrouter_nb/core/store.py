@@ -546,7 +546,14 @@ def _alone(path):
         try: yield
         finally: _HELD.discard(path)
 
-# %% ../../nbs/core/03_store.ipynb #cell-136
+# %% ../../nbs/core/03_store.ipynb #b84507af
+def _by_value(values) -> list[list[int]]:
+    "The numbers of equal `values`, a list per value, in the order of the first of each."
+    places = {}
+    for i, value in enumerate(values): places.setdefault(value, []).append(i)
+    return [*places.values()]
+
+# %% ../../nbs/core/03_store.ipynb #e9f23d11
 def stored_all(function: Callable, jobs: Iterable[tuple], label: str = "", workers: int = 2, progress: bool = True,
                prepare: Callable = None) -> list:
     """`[function(*job) for job in jobs]`, from the cache or computed now and kept.
@@ -558,18 +565,19 @@ def stored_all(function: Callable, jobs: Iterable[tuple], label: str = "", worke
     """
     jobs, memo = [tuple(job) for job in jobs], {}
     paths = [_place(function, result_key(function, *job, memo=memo)) for job in jobs]
+    equal = _by_value(paths)
     if not code_is_fresh(): paths = []  # asked last: keys tell which files there are
     found = _held(paths)
     if len(found) == len(jobs): return [found[i] for i in range(len(jobs))]
     with _alone(_place(function, "lock").with_suffix(".lock")):
         found |= _held(paths, found)
-        missing = [i for i in range(len(jobs)) if i not in found]
+        missing = [same for same in equal if any(i not in found for i in same)]
         if missing and prepare: prepare()
-        ended = finished(function, [jobs[i] for i in missing], workers)
+        ended = finished(function, [jobs[same[0]] for same in missing], workers)
         for at, result in tqdm(ended, label, len(missing), disable=not (progress and missing)):
             content = packed(result)
-            if paths: _keep(paths[missing[at]], content)
-            found[missing[at]] = unpacked(content)  # the same object whether it was kept or not
+            if paths: _keep(paths[missing[at][0]], content)
+            found |= {i: unpacked(content) for i in missing[at]}  # the same object whether it was kept or not
     prune()
     return [found[i] for i in range(len(jobs))]
 

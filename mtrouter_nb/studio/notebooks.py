@@ -46,15 +46,21 @@ def _code_cells(path) -> list[dict]:
         raise ReproduceError(f"{Path(path).name} cannot be read as a notebook ({in_short(error)}); restore it."
                              ) from error
 
-# %% ../../nbs/studio/03_notebooks.ipynb #cell-015
+# %% ../../nbs/studio/03_notebooks.ipynb #b59ef18d
+def _assigned(node) -> dict:
+    "Names and value of one line of the parameters. Raises ValueError or AttributeError for a line of another kind."
+    if not isinstance(node, (ast.Assign, ast.AnnAssign)): raise ValueError(f"line {node.lineno} sets nothing")
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+    return {target.id: ast.literal_eval(node.value) for target in targets}
+
+
 def notebook_parameters(path: str | Path) -> dict:
     "Names and literal values of the cell tagged `parameters`. Raises `ReproduceError` where there is not exactly one."
     tagged = [c["source"] for c in _code_cells(path) if "parameters" in c["tags"]]
     if len(tagged) != 1:
         raise ReproduceError(f"{Path(path).name} has {len(tagged)} cells tagged parameters; tag exactly one.")
     try:
-        assigned = [node for node in ast.parse(tagged[0]).body if isinstance(node, ast.Assign)]
-        known = {node.targets[0].id: ast.literal_eval(node.value) for node in assigned}
+        known = {name: value for node in ast.parse(tagged[0]).body for name, value in _assigned(node).items()}
     except (SyntaxError, ValueError, AttributeError) as error:
         raise ReproduceError(f"{Path(path).name}: its parameters must be lines of NAME = value, with plain values "
                              f"({in_short(error)}).") from error

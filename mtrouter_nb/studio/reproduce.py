@@ -7,12 +7,14 @@ __all__ = ['Catalogue', 'Job', 'is_fresh', 'why_stale', 'load_state', 'expected_
            'reads', 'LogSource', 'Logs', 'remembered_logs', 'present_logs', 'found_logs', 'plan', 'announcement',
            'listing', 'differences', 'main']
 
-# %% ../../nbs/studio/04_reproduce.ipynb #cell-001
+# %% ../../nbs/studio/04_reproduce.ipynb #2b4ef354
 import argparse
 import ast
 import hashlib
+import io
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -77,7 +79,10 @@ def is_fresh(job: Job, state: dict) -> bool:
     last = state.get(job.key)
     return bool(last) and last.get("fingerprint") == job.fingerprint and last.get("outputs") == _outputs(job)
 
-# %% ../../nbs/studio/04_reproduce.ipynb #cell-018
+# %% ../../nbs/studio/04_reproduce.ipynb #e0ca8918
+def _name_in(kind, line) -> str: return line.split("=" if kind == "parameters" else " ")[0]
+
+
 def why_stale(job: Job, state: dict) -> list[str]:
     "Why `job` is not fresh, a line per reason; empty where it is."
     last = state.get(job.key)
@@ -86,8 +91,8 @@ def why_stale(job: Job, state: dict) -> list[str]:
     for kind, now in job.parts.items():
         before = last.get("parts", {}).get(kind, [])
         reasons += [f"{kind}: {line} is new or changed" for line in now if line not in before]
-        reasons += [f"{kind}: {line} is gone" for line in before if line not in now
-                    and line.split(" ")[0] not in {other.split(" ")[0] for other in now}]
+        names = {_name_in(kind, line) for line in now}
+        reasons += [f"{kind}: {line} is gone" for line in before if _name_in(kind, line) not in names]
     outputs = _outputs(job)
     before = last.get("outputs", {})
     return reasons + [f"output: {name} is new, changed or gone" for name in sorted({*before, *outputs})
@@ -122,20 +127,29 @@ def _executed(notebook: Path, parameters: dict, executed: Path) -> str:
         return f"{type(e).__name__}: {e}"
     return ""
 
-# %% ../../nbs/studio/04_reproduce.ipynb #cell-026
+# %% ../../nbs/studio/04_reproduce.ipynb #59c42222
+@contextmanager
+def _under(variables):
+    "Set environment variables, and put back afterwards what was there."
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ |= variables
+    try: yield
+    finally:
+        for name, value in before.items():
+            if value is None: os.environ.pop(name, None)
+            else: os.environ[name] = value
+
+# %% ../../nbs/studio/04_reproduce.ipynb #72f34b78
 def _run(notebook: Path, source: str, parameters: dict, variables: dict) -> tuple[float, str]:
     "Execute one notebook under environment variables; returns seconds and the error, empty after a success."
-    os.environ |= variables  # a worker process may be older than they are
     build = project_root() / "build"
     executed, failed = (build / kind / f"{notebook.stem}.ipynb" for kind in ("executed", "failed"))
     for path in (executed, failed):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
     start = time.perf_counter()
-    os.environ["MTROUTER_NOTEBOOK"] = source
-    try:
-        with _into(build / "log" / f"{notebook.stem}.txt"): error = _executed(notebook, parameters, executed)
-    finally: del os.environ["MTROUTER_NOTEBOOK"]
+    with _under(variables | dict(MTROUTER_NOTEBOOK=source)), _into(build / "log" / f"{notebook.stem}.txt"):
+        error = _executed(notebook, parameters, executed)
     if error and executed.exists(): executed.replace(failed)
     return time.perf_counter() - start, error
 
@@ -146,29 +160,44 @@ def _kept_bytes(job: Job) -> dict:
     names = [name for name, digest in _outputs(job).items() if digest] if job.measured else []
     return {name: (folder / name).read_bytes() for name in names}
 
-# %% ../../nbs/studio/04_reproduce.ipynb #cell-032
-def _unmeasured(table: bytes, columns) -> list:
-    "Rows of a table of numbers without the measured columns; of claims, their ids."
-    import csv
-    rows = [*csv.DictReader(table.decode().splitlines())]
-    return [r["id"] if "verdict" in r else {k: v for k, v in r.items() if k not in columns} for r in rows]
+# %% ../../nbs/studio/04_reproduce.ipynb #56a4c539
+_MEASURED_OF_CLAIMS = ("ours", "low", "high", "verdict")
 
-# %% ../../nbs/studio/04_reproduce.ipynb #cell-035
+
+def _rows(table: bytes) -> list[dict]:
+    import csv
+    return [*csv.DictReader(io.StringIO(table.decode()))]
+
+
+def _unmeasured(table: bytes, columns) -> list[dict]:
+    "Rows of a table of numbers without the measured columns; of claims, what is said apart from numbers of ours."
+    rows = _rows(table)
+    if not rows or "verdict" not in rows[0]: return [{k: v for k, v in r.items() if k not in columns} for r in rows]
+    kept = [{k: v or "" for k, v in r.items() if k not in _MEASURED_OF_CLAIMS} for r in rows]
+    return [r | dict(note=re.sub(r"[-+]?\d+(\.\d+)?", "#", r.get("note", ""))) for r in kept]
+
+# %% ../../nbs/studio/04_reproduce.ipynb #9e20ac22
+def _verdicts(table: bytes) -> dict:
+    "Id -> verdict of a table of claims; nothing for a table of numbers."
+    return {r.get("id"): r["verdict"] for r in _rows(table) if "verdict" in r}
+
+# %% ../../nbs/studio/04_reproduce.ipynb #112b49ff
 def _settle(job: Job, before: dict) -> None:
     "Put back what stood before where only measurements differ; these are kept in `build/measured/`."
     folder, after = project_root() / job.parameters["OUT"], _kept_bytes(job)
     tables = [name for name in before if name.endswith(".csv")]
     if not tables or set(before) != set(after): return
-    if any(_unmeasured(before[name], job.measured) != _unmeasured(after[name], job.measured) for name in tables): return
+    what_is_said = lambda table: (_unmeasured(table, job.measured), _verdicts(table))
+    if any(what_is_said(before[name]) != what_is_said(after[name]) for name in tables): return
     held = load_table(folder / "MANIFEST.json").values()
     if job.sources.key not in {entry.get("source") for entry in held if entry.get("notebook") == job.source}: return
     for name, content in after.items(): write_atomic(project_root() / "build" / "measured" / name, content)
     for name, content in before.items(): write_atomic(folder / name, content)
 
-# %% ../../nbs/studio/04_reproduce.ipynb #cell-038
+# %% ../../nbs/studio/04_reproduce.ipynb #0f27e450
 _COLD_SECONDS = {"mtrouter_main": 1800, "mtrouter_ablations": 1200, "mtrouter_sensitivity": 1300,
                  "mtrouter_contrast": 700, "mtrouter_controls": 500, "mtrouter_model_embeddings": 300,
-                 "bench_performance": 1200, "bench_defects": 500, "bench_noise": 150, "bench_embeddings": 300,
+                 "bench_performance": 1200, "bench_defects": 500, "bench_noise": 250, "bench_embeddings": 300,
                  "bench_recall_failure": 60, "bench_pool_size": 60, "bench_speed": 70, "perf_engine": 140}
 
 # %% ../../nbs/studio/04_reproduce.ipynb #cell-040
@@ -442,14 +471,14 @@ def _copy_of(root: Path, folder: Path) -> Path:
         elif (root / name).exists(): shutil.copy(root / name, folder / name)
     return folder
 
-# %% ../../nbs/studio/04_reproduce.ipynb #cell-127
+# %% ../../nbs/studio/04_reproduce.ipynb #3232fd9d
 def _made_in(folder: Path, cwd: Path, variables: dict, options) -> int:
     "Make all figures in a copy of the checkout, from an empty cache; returns the exit code."
     import subprocess
     shared = project_root().parent / "shared" / "data"
-    homes = dict(MTROUTER_DATA=str(shared)) if shared.exists() and "MTROUTER_DATA" not in os.environ else {}
-    env = os.environ | homes | variables | dict(PYTHONPATH=str(folder), MTROUTER_ROOT=str(folder),
-                                                MTROUTER_CACHE=str(folder / "cache"))
+    homes = dict(MTROUTER_DATA=str(shared)) if shared.exists() else {}
+    env = os.environ | homes | _variables() | variables | dict(
+        PYTHONPATH=str(folder), MTROUTER_ROOT=str(folder), MTROUTER_CACHE=str(folder / "cache"))
     only = [word for name in options.only for word in ("--only", name)]
     command = [sys.executable, "-m", "mtrouter_nb", "--profile", options.profile]
     return subprocess.run([*command, "--source", options.source, *only], cwd=cwd, env=env).returncode
