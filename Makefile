@@ -5,6 +5,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PROFILE ?= full
 ONLY ?=
 STRICT ?=
+RELEASE ?=
 ARGS ?=
 BIN := $(VENV)/bin
 CHECKED := tests/test_setup.py tests/test_notebooks.py  # by make check
@@ -35,8 +36,9 @@ venv:
 	echo "setup: Python 3.11 or newer is needed and none was found: install one, or name it with make PYTHON=FILE." >&2; \
 	exit 1
 
-reproduce: venv ## every figure and table into figures/ (ONLY=name: one; PROFILE=smoke: minutes; STRICT=1: no data is a failure)
-	@$(REPRODUCE) --profile $(PROFILE) $(addprefix --only ,$(ONLY)) $(if $(filter-out 0,$(STRICT)),--strict) $(ARGS)
+reproduce: venv ## every figure and table into figures/ (ONLY=name: one; PROFILE=smoke: minutes; STRICT=1: no data is a failure; RELEASE=folder: that against the printed tables)
+	@$(REPRODUCE) --profile $(PROFILE) $(addprefix --only ,$(ONLY)) $(if $(filter-out 0,$(STRICT)),--strict) \
+	    $(if $(RELEASE),--release "$(RELEASE)") $(ARGS)
 
 # two at a time; -o: .venv is there, so that `check` is the first of them
 test: venv ## check, pytest, every export notebook's cells, and the main table of each paper on a few tasks

@@ -159,6 +159,16 @@ def test_parameters_and_source_rerun(one):
     assert len({fingerprint(one, **kw) for kw in kinds}) == 4
 
 
+@pytest.mark.parametrize("code, counts", [
+    ("kind = 'published'", False), ("open(ROOT / 'data' / 'published' / f'{kind}.csv')", True),
+    ("open('data/published/' + kind)", True), ("open(os.path.join('data', 'published', kind))", True)])
+def test_a_folder_counts_where_it_is_part_of_a_path(project, code, counts):
+    write(project, "one", code)
+    before = fingerprint(project)
+    (project / "data" / "published" / "table.csv").write_text("a\n2\n")
+    assert (fingerprint(project) != before) == counts
+
+
 def test_a_published_notebook_does_not_depend_on_logs(project):
     write(project, "one", "1")
     assert fingerprint(project, logs=project / "logs") == fingerprint(project, missing=["mint"], source="demo")

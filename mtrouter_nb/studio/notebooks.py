@@ -89,15 +89,29 @@ def _texts(reached: Reached) -> set:
             if isinstance(n, ast.Constant) and isinstance(n.value, str) and len(n.value) < 200}
 
 # %% ../../nbs/studio/03_notebooks.ipynb #cell-026
-def _is_named(name: str, texts: set) -> bool:
-    "Whether the file `name`, relative to `data/`, is named by one of `texts`."
-    *folders, last = name.split("/")
-    long = [text for text in texts if len(text) >= _SHORTEST]
-    patterns = [text.split("/")[-1] for text in texts if "*." in text]
-    return (bool(texts & {*folders, Path(last).stem}) or any(fnmatch(last, pattern) for pattern in patterns)
-            or any(last.endswith(text) or text.endswith(last) for text in long))
+def _operands(node: ast.AST) -> list:
+    "What a node joins to a path, if it does."
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div): return [node.left, node.right]
+    name = node.func if isinstance(node, ast.Call) else None
+    return node.args if getattr(name, "attr", getattr(name, "id", "")) in ("Path", "join", "joinpath") else []
+
+
+def _path_parts(reached: Reached, texts: set) -> set:
+    "Those texts in reached code that are a folder in a path."
+    joined = (n for p in reached.pieces for node in p.nodes for n in _operands(node))
+    parts = {n.value for n in joined if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+    return parts.union(*(text.split("/")[:-1] for text in texts if "/" in text))
 
 # %% ../../nbs/studio/03_notebooks.ipynb #cell-029
+def _is_named(name: str, texts: set, folders: set) -> bool:
+    "Whether the file `name`, relative to `data/`, is named by one of `texts`, or lies in one of `folders`."
+    *above, last = name.split("/")
+    long = [text for text in texts if len(text) >= _SHORTEST]
+    patterns = [text.split("/")[-1] for text in texts if "*." in text]
+    return (bool(folders & {*above}) or Path(last).stem in texts or any(fnmatch(last, pattern) for pattern in patterns)
+            or any(last.endswith(text) or text.endswith(last) for text in long))
+
+# %% ../../nbs/studio/03_notebooks.ipynb #cell-032
 @dataclass(frozen=True)
 class Sources:
     """What the figures of a notebook come from. `code`: a line per piece of code with its digest; `data`: file of
@@ -111,12 +125,12 @@ class Sources:
         "32 hex digits of code and data, the same on every machine."
         return hashlib.sha256(json.dumps([self.code, self.data]).encode()).hexdigest()[:32]
 
-# %% ../../nbs/studio/03_notebooks.ipynb #cell-032
+# %% ../../nbs/studio/03_notebooks.ipynb #cell-035
 def _cells_module(path) -> Module:
     "The code cells of a notebook, as one module; lines for the shell and for IPython are blank."
     return Module("__main__", "\n".join(without_magics(c["source"]) for c in _code_cells(path)))
 
-# %% ../../nbs/studio/03_notebooks.ipynb #cell-034
+# %% ../../nbs/studio/03_notebooks.ipynb #cell-037
 def _beside(path, name: str) -> list[Module]:
     "The code that lies beside a notebook under the name of a module or a package."
     folder, parts = Path(path).parent, []
@@ -127,7 +141,7 @@ def _beside(path, name: str) -> list[Module]:
         parts.append(Module(".".join(inner[:-1] if package else inner), file.read_text(encoding="utf-8"), package))
     return parts
 
-# %% ../../nbs/studio/03_notebooks.ipynb #cell-036
+# %% ../../nbs/studio/03_notebooks.ipynb #cell-039
 def _reached_from(path, package: Package) -> Reached:
     "All that a notebook reaches in the package and in the code that lies beside it."
     reached, seen = package.reach(code=_cells_module(path)), set()
@@ -140,18 +154,19 @@ def _reached_from(path, package: Package) -> Reached:
             reached.externals |= more.externals | imported - {package.name}
     return reached
 
-# %% ../../nbs/studio/03_notebooks.ipynb #cell-038
+# %% ../../nbs/studio/03_notebooks.ipynb #cell-041
 def sources_of(path: str | Path, package: Package, data: dict) -> Sources:
     "What the notebook at `path` reads of `package`, and of `data` (file -> digest)."
     reached = _reached_from(path, package)
     texts = _texts(reached)
-    return Sources(reached.digests(), {name: digest for name, digest in data.items() if _is_named(name, texts)},
-                   sorted(reached.externals))
+    folders = _path_parts(reached, texts)
+    read = {name: digest for name, digest in data.items() if _is_named(name, texts, folders)}
+    return Sources(reached.digests(), read, sorted(reached.externals))
 
-# %% ../../nbs/studio/03_notebooks.ipynb #cell-047
+# %% ../../nbs/studio/03_notebooks.ipynb #cell-050
 def _sum(sources) -> str: return hashlib.sha256(json.dumps(sources).encode()).hexdigest()
 
-# %% ../../nbs/studio/03_notebooks.ipynb #cell-049
+# %% ../../nbs/studio/03_notebooks.ipynb #cell-052
 def all_sources(notebooks: Iterable[Path], digests: Digests,
                 memory: str | Path | None = None) -> dict[Path, Sources]:
     "Notebook -> `Sources` now; `memory`: a JSON file that remembers them (nothing is remembered without)."

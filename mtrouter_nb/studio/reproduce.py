@@ -527,6 +527,7 @@ def _options(argv):
     parser.add_argument("--force", action="store_true", help="run what is unchanged too")
     parser.add_argument("--rehash", action="store_true", help="read every file anew, whatever its size and time say")
     parser.add_argument("--strict", action="store_true", help="missing logs are a failure")
+    parser.add_argument("--release", metavar="FOLDER", help="hold an official release against the printed tables")
     parser.add_argument("--scheduler", metavar="ADDRESS", help="run notebooks on the workers of a Dask scheduler")
     parser.add_argument("--workers", type=int, choices=range(1, 65), default=2, metavar="N", help="at a time (2)")
     return parser.parse_args(argv)
@@ -632,14 +633,17 @@ def _alone():
     finally: lock.release()
 
 # %% ../../nbs/studio/04_reproduce.ipynb #cell-161
-def main(argv: list[str] | None = None, catalogue: Catalogue = dict) -> int:
+def main(argv: list[str] | None = None, catalogue: Catalogue = dict,
+         release: Callable[[str], int] | None = None) -> int:
     """Run the command line `argv`; returns the exit code. Encoders carry their weights, so no hub is asked.
 
-    catalogue: gives the sources that notebooks may read, by name.
+    catalogue: gives the sources that notebooks may read, by name. release: checks the one in a folder (`--release`) and
+    returns the exit code.
     """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     options = _options(argv)
     try:
+        if options.release: return release(options.release)
         if options.check or options.list or options.explain: return _reproduce(options, catalogue)
         paper_notebooks()
         if options.verify: return _verify(options)
