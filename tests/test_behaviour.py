@@ -10,7 +10,7 @@ from mtrouter_nb.analyses.behaviour import (association, describe_moves, keeping
 from mtrouter_nb.core.stats import ratio_difference, ratio_intervals
 from mtrouter_nb.data.pool import demo_pool, mint_pool
 from mtrouter_nb.data.mint import find_mint, load_mint
-from mtrouter_nb.data.turns import END_REJECTED, END_STEPS, TurnLog
+from mtrouter_nb.data.turns import END_REJECTED, END_STEPS, MINT_RULES, TurnLog
 from mtrouter_nb.multi_turn.evaluation import cascade_moves, cascade_rows, fixed_moves
 from mtrouter_nb.multi_turn.trials import EvaluationConfig, splits
 from mtrouter_nb.multi_turn.replay import ReplayWorld
@@ -31,7 +31,7 @@ def hand_world(runs: dict, domain=None) -> ReplayWorld:
                              n_proposals=sum(a == PROPOSE for a, _ in played), tokens_estimated=False))
     tasks = sorted({task for task, _ in runs})
     tasks = pd.DataFrame(dict(task_id=tasks, domain=[(domain or {}).get(t, "d") for t in tasks], prompt="p"))
-    log = TurnLog(tasks, pd.DataFrame(episodes), pd.DataFrame(turns)).validate()
+    log = TurnLog(tasks, pd.DataFrame(episodes), pd.DataFrame(turns), rules=MINT_RULES).validate()
     return ReplayWorld(log, demo_pool().subset([A, B]))
 
 

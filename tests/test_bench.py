@@ -9,6 +9,7 @@ import pytest
 from mtrouter_nb.core.store import Content, reached, result_key
 from mtrouter_nb.data.outcomes import OutcomeMatrix, from_frame, prompt_order_split, split
 from mtrouter_nb.single_turn import evaluation as B
+from mtrouter_nb.single_turn import metrics as bm
 from mtrouter_nb.single_turn.agreement_cascade import AgreementCascade, plain, play
 from mtrouter_nb.single_turn.interface import (AvengersProCurve, Choices, LogisticPerModel, NearestNeighbours,
                                                Queries, embedllm, embedllm_published, routerdc)
@@ -249,3 +250,46 @@ def test_the_papers_split_is_one_stream_of_random_numbers(world):
         want |= {(dataset, prompts[i]) for i in order[:int(.7 * len(prompts))]}
     got = matrix.items.iloc[train]
     assert set(zip(got["dataset"], got["prompt"])) == want and len(train) + len(test) == N
+
+
+def printed(fit, place):
+    "`fit` as of a router that was published at the setting `place`."
+    object.__setattr__(fit, "published", place)
+    return fit
+
+
+def test_the_published_setting_stands_beside_the_chosen_one(world):
+    "A router that validation tells never to route says so, and shows what its published setting does."
+    matrix, queries = world
+    single = B.run_fit(matrix, queries, B.ROUTERS["kNN"](42), 42)
+    train, one, other, test = B.rows_of(matrix, 42)
+    best, held = bm.best_single(matrix.take(train)), np.r_[one, other]
+    def always(model, rows): return matrix.score[rows, model], matrix.cost[rows, model]
+    def fit(worse):
+        tables = [t for rows in (test, held) for t in np.stack([always(m, rows) for m in (best, worse)], 1)]
+        answerer = np.repeat([[best], [worse]], len(test), 1)
+        return printed(B.Fit(np.array([0., 1]), answerer, *(t.astype("f4") for t in tables), np.zeros((0, 0))), 1)
+    worst = int(np.nanargmin(np.nanmean(matrix.score[train], 0)))
+    bench = B.Bench(matrix, queries, {("Two", 42): fit(worst), ("kNN", 42): single})
+    table = B.performance(bench).query("metric == 'LeadOverBest'").set_index(["method", "point"])
+    chosen, published = (table.loc[("Two", point)] for point in (B.CHOSEN_POINT, B.PUBLISHED_POINT))
+    assert abs(chosen[["value", "low", "high"]]).max() < 1e-9 and chosen["as_best"] == 1
+    assert published["value"] < 0 and published["as_best"] == 0 and chosen["top_share"] == published["top_share"] == 1
+    assert ("kNN", B.PUBLISHED_POINT) not in table.index and table.loc[("kNN", B.CHOSEN_POINT), "top_share"] < 1
+    saving = B.curves(bench).query("method == 'Two' and chosen == @bm.CHOSEN").set_index("metric")
+    assert saving.loc[["Saving", "SavingLead", "SavingReached"], "value"].tolist() == pytest.approx([0, 0, 1], abs=1e-6)
+
+
+def test_several_fits_of_a_seed_are_one_router(world):
+    matrix, queries = world
+    def fit(seed, n): return B.run_fit(matrix, queries, B.ROUTERS["kNN"](n), seed)
+    alone = {("Logistic", seed): B.run_fit(matrix, queries, B.ROUTERS["Logistic"](1), seed) for seed in (42, 999)}
+    made = {("kNN", seed): fit(seed, 1) for seed in (42, 999)}
+    made["kNN", 999] = replace(made["kNN", 999], note="did not learn")
+    more = {("kNN", seed): [fit(seed, n) for n in (2, 3)] for seed in (42, 999)}
+    benches = B.Bench(matrix, queries, alone), B.Bench(matrix, queries, alone | made, more=more)
+    one, many = (B.performance(bench).query("metric == 'AvgAcc'").set_index("method") for bench in benches)
+    shown = ["value", "low", "high", "seeds", "as_best", "top_share"]
+    pd.testing.assert_frame_equal(one.loc[["Logistic"], shown], many.loc[["Logistic"], shown])
+    assert many.at["kNN", "seeds"] == 2 and benches[1].runs[2] == (42, 2)
+    assert many.at["kNN", "note"] == "did not learn in 1 of 6 fits"

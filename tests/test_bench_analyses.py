@@ -12,6 +12,7 @@ from mtrouter_nb.analyses.pools import (Routed, accuracy_order, by_bin, clusters
                                         latency_limits, latency_table, mean_of_datasets, pool_splits, pick_within,
                                         pool_curves, pool_needed, pool_scores, recall_at, routed_of, without_date,
                                         solved_again, subset_means, timed, top_models, unique_solves, yardsticks)
+from mtrouter_nb.core.splits import stable_hash
 from mtrouter_nb.data.outcomes import SEEDS, from_frame
 from mtrouter_nb.single_turn.evaluation import bench_results, rows_of
 from mtrouter_nb.single_turn.interface import AvengersProCurve, NearestNeighbours, Queries
@@ -135,11 +136,11 @@ def test_recall_by_brute_force(outcomes):
     routed = yardsticks(outcomes, pool_splits(outcomes))
     found = recall_at(outcomes, routed, item_weights(outcomes, 20), (1, 2, 3, 9)).set_index(["router", "k"])["value"]
     assert 9 not in found.index.get_level_values("k"), "there are five models"
-    right = outcomes.score[routed.rows] > .5
+    right, places = outcomes.score[routed.rows] > .5, sorted(range(5), key=lambda j: stable_hash(f"m{j}"))
     for router, rank in routed.ranking.items():
         for k in (1, 2, 3):
-            hits = [any(right[i, j] for j in sorted(range(5), key=lambda j: -rank[i, j])[:k]) for i in
-                    np.flatnonzero(right.any(1))]
+            hits = [right[i, sorted(places, key=lambda j, row=rank[i]: -row[j])[:k]].any()
+                    for i in np.flatnonzero(right.any(1))]
             assert found[router, k] == pytest.approx(np.mean(hits))
     r = right.sum(1)[right.any(1)]
     assert found["Random", 2] == pytest.approx(np.mean(1 - hypergeom.pmf(0, 5, r, 2)))
@@ -230,6 +231,35 @@ def test_routers_of_the_bench_stand_at_the_setting_that_validation_chose(tmp_pat
             done += len(test)
         assert routed.ranking[name].shape == (len(routed.rows), 5)
     with pytest.raises(ValueError, match="same rows"): routed | yardsticks(outcomes, parts[:1])
+
+
+def test_the_same_split_three_times_is_no_more_evidence(outcomes):
+    "Items are drawn once for all seeds, so an interval does not shrink with their number."
+    weights = item_weights(outcomes, 100)
+    def sampled(seeds):
+        parts = pool_splits(outcomes, seeds)
+        curves = [interval(c.sampled) for c in pool_curves(outcomes, weights, {}, seeds, 5)]
+        bins = by_bin(outcomes, yardsticks(outcomes, parts), weights)[["value", "low", "high"]].to_dict("records")
+        return [*curves, dataset_gain(outcomes, weights, seeds), *bins]
+    for one, three in zip(sampled((42,)), sampled((42, 42, 42))):
+        for end in ("value", "low", "high"): assert np.allclose(one[end], three[end], equal_nan=True)
+
+
+def test_no_number_turns_with_the_order_of_models(outcomes):
+    "Two models that are level everywhere, and everyone's columns moved about."
+    twins = replace(outcomes, **{f: np.column_stack([getattr(outcomes, f)[:, [0, 0, 1, 1]], getattr(outcomes, f)[:, 2]])
+                                 for f in ("score", "cost", "latency")})
+    moved = twins.select(["m4", "m1", "m3", "m0", "m2"])
+    def everything(matrix):
+        weights, parts = item_weights(matrix, 20), pool_splits(matrix, (42,))
+        simple = yardsticks(matrix, parts)
+        curves = pool_curves(matrix, weights, {}, (42,), 10)
+        return [top_models(matrix, weights), recall_at(matrix, simple, weights), by_bin(matrix, simple, weights),
+                latency_curves(matrix, weights, {"dataset": [matrix.dataset]}, seeds=(42,)),
+                pd.concat([pd.DataFrame(c.sampled).assign(who=c.who, how=c.curation) for c in curves]),
+                pd.DataFrame([dataset_gain(matrix, weights, (42,))])]
+    for one, other in zip(everything(twins), everything(moved)):
+        pd.testing.assert_frame_equal(one, other, check_exact=False, rtol=1e-9)
 
 
 def test_quantiles_are_numpys(outcomes):

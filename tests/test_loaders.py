@@ -270,7 +270,7 @@ TIDY = dict(model=["a", "b"], item_id=[7, 8], dataset="d", score=["1", 0.], cost
     (dict(cost_usd=[.1, "inf"]), "model b on 8 has the cost_usd 'inf'; leav"),
     (dict(cost_usd=[.1, -1]), "has the cost_usd -1"),
     (dict(latency_s=[False, 1]), "model a on 7 has the latency_s False"),
-    (dict(repeat=["x", 0]), "repeat, row 1: 'x' is no whole number"), (dict(model=["a", None]), "a row has no model"),
+    (dict(repeat=["x", None]), "a row has no repeat: b on 8, d"), (dict(model=["a", None]), "a row has no model"),
     (dict(model=["a", " "]), "model, row 2: ' ' is no name"),
     (dict(item_id=[7, "7"], model="a"), "has item 7, repeat 0, twice"),
 ])

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['BOUNDS', 'CURATIONS', 'STATISTICS', 'item_weights', 'interval', 'mean_over', 'mean_of_datasets', 'top_models',
            'unique_solves', 'without_date', 'solved_again', 'dataset_gain', 'dataset_means', 'Routed', 'pool_splits',
-           'yardsticks', 'routed_of', 'count_bins', 'by_bin', 'recall_at', 'subset_means', 'pool_scores',
+           'yardsticks', 'routed_of', 'seeds_of', 'count_bins', 'by_bin', 'recall_at', 'subset_means', 'pool_scores',
            'accuracy_order', 'greedy_order', 'Estimates', 'estimates_of', 'PoolCurve', 'pool_curves', 'pool_needed',
            'timed', 'latency_table', 'pick_within', 'clusters_of', 'latency_limits', 'latency_curves']
 
-# %% ../../nbs/analyses/08_pools.ipynb #cell-002
+# %% ../../nbs/analyses/08_pools.ipynb #9629de57
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,12 +19,13 @@ import pandas as pd
 from scipy.special import gammaln
 from sklearn.preprocessing import normalize
 
+from ..core.splits import stable_hash
 from ..core.stats import known_mean, pareto_optimal, percentile_ends, with_interval
 from ..data.outcomes import SEEDS, OutcomeMatrix, split
 from ..learners.fitting import spherical_clusters
 from ..single_turn.evaluation import Bench
 from ..single_turn.interface import Queries
-from ..single_turn.metrics import item_draws
+from ..single_turn.metrics import best_per_dataset, best_single, item_draws
 
 # %% ../../nbs/analyses/08_pools.ipynb #cell-006
 def item_weights(matrix: OutcomeMatrix, resamples: int = 1000, seed: int = 0) -> np.ndarray:
@@ -56,10 +57,16 @@ def mean_of_datasets(values: np.ndarray, weights: np.ndarray, dataset: np.ndarra
     parts = [dataset == d for d in np.unique(dataset)]
     return np.mean([mean_over(values[mine], weights[:, mine]) for mine in parts], axis=0)
 
-# %% ../../nbs/analyses/08_pools.ipynb #cell-018
+# %% ../../nbs/analyses/08_pools.ipynb #565cd2a5
+def _in_name_order(matrix: OutcomeMatrix) -> tuple[OutcomeMatrix, np.ndarray]:
+    "`matrix` with its models in an order that their names alone decide, and the columns where they stood."
+    order = np.argsort([stable_hash(model) for model in matrix.models])
+    return matrix.select([matrix.models[column] for column in order]), order
+
+# %% ../../nbs/analyses/08_pools.ipynb #f92ddeea
 def top_models(matrix: OutcomeMatrix, weights: np.ndarray, k: int = 3) -> pd.DataFrame:
     "The `k` models of highest mean score per dataset, and `leads`, the share of resamples where it is best (or level)."
-    rows = []
+    rows, (matrix, _) = [], _in_name_order(matrix)
     for d, dataset in enumerate(matrix.datasets):
         mine = matrix.dataset == d
         sampled = mean_over(matrix.score[mine], weights[:, mine])
@@ -101,18 +108,24 @@ def solved_again(matrix: OutcomeMatrix, weights: np.ndarray) -> dict:
     found = _ratio(weights[:, row] @ again, weights[:, row] @ tries) if len(row) else np.full(len(weights), np.nan)
     return interval(found) | dict(n=len(row))
 
-# %% ../../nbs/analyses/08_pools.ipynb #cell-030
+# %% ../../nbs/analyses/08_pools.ipynb #76c54844
 def dataset_gain(matrix: OutcomeMatrix, weights: np.ndarray, seeds: Sequence[int] = SEEDS) -> dict:
     "AvgAcc on test items of each dataset's best model less that of the best over all, both chosen on training items."
     rows, gain = [], []
     for train, test in (split(matrix, seed) for seed in seeds):
-        by_dataset = dataset_means(matrix, train)
-        chosen = _safe(by_dataset).argmax(1)[matrix.dataset[test]]
-        single = _safe(by_dataset.mean(0)).argmax()
+        single, chosen = _best_models(matrix, train)
+        chosen = chosen[matrix.dataset[test]]
         rows.append(test)
         gain.append(matrix.score[test, chosen] - matrix.score[test, single])
     rows, gain = np.concatenate(rows), np.concatenate(gain)
     return interval(mean_of_datasets(gain, weights[:, rows], matrix.dataset[rows])) | dict(n=len(np.unique(rows)))
+
+# %% ../../nbs/analyses/08_pools.ipynb #3efc33ae
+def _best_models(matrix, rows) -> tuple:
+    "The best model on `rows`, and of each dataset the best there (D,): the former where a dataset has none."
+    learned = matrix.take(rows)
+    single, found = best_single(learned), best_per_dataset(learned)
+    return single, np.array([found.get(dataset, single) for dataset in matrix.datasets])
 
 # %% ../../nbs/analyses/08_pools.ipynb #cell-032
 def dataset_means(matrix: OutcomeMatrix, rows: np.ndarray) -> np.ndarray:
@@ -145,7 +158,7 @@ def pool_splits(matrix: OutcomeMatrix, seeds: Sequence[int] = SEEDS) -> list:
         parts.append((train, train[fit], train[held], test))
     return parts
 
-# %% ../../nbs/analyses/08_pools.ipynb #cell-041
+# %% ../../nbs/analyses/08_pools.ipynb #f5c75c45
 BOUNDS = ("Best single", "Best per dataset", "Random", "Oracle")
 
 
@@ -156,23 +169,29 @@ def yardsticks(matrix: OutcomeMatrix, parts: list) -> Routed:
     for train, _, _, test in parts:
         by_dataset, values = dataset_means(matrix, train), matrix.score[test]
         ranks = np.tile(by_dataset.mean(0), (len(test), 1)), by_dataset[matrix.dataset[test]]
-        for name, rank in zip(BOUNDS, ranks):
+        single, experts = _best_models(matrix, train)
+        for name, rank, best in zip(BOUNDS, ranks, (single, experts[matrix.dataset[test]])):
             ranking[name].append(rank)
-            score[name].append(values[np.arange(len(test)), _safe(rank).argmax(1)])
+            score[name].append(values[np.arange(len(test)), best])
         score["Random"].append(known_mean(values, axis=1))
         score["Oracle"].append(np.nanmax(values, 1))
     return Routed(np.concatenate([test for *_, test in parts]),
                   *({name: np.concatenate(v) for name, v in table.items()} for table in (score, ranking)))
 
-# %% ../../nbs/analyses/08_pools.ipynb #cell-044
+# %% ../../nbs/analyses/08_pools.ipynb #a0dd945f
 def routed_of(bench: Bench) -> Routed:
     "Every router of a `Bench`, each at the setting that validation rows found most accurate."
-    chosen, score, ranking = [bench.chosen(seed) for seed in bench.seeds], {}, {}
+    chosen, score, ranking = [bench.chosen(*run) for run in bench.runs], {}, {}
     for name in bench.routers:
         score[name] = np.concatenate([scores.score[scores.configs["method"] == name][0] for scores in chosen])
-        ranks = [bench.fits[name, seed].ranking for seed in bench.seeds]
+        ranks = [bench.fit(name, *run).ranking for run in bench.runs]
         if all(map(len, ranks)): ranking[name] = np.concatenate(ranks).astype(float)
-    return Routed(np.concatenate([test for *_, test in pool_splits(bench.matrix, bench.seeds)]), score, ranking)
+    return Routed(np.concatenate([test for *_, test in pool_splits(bench.matrix, seeds_of(bench))]), score, ranking)
+
+
+def seeds_of(bench: Bench) -> list[int]:
+    "The seed of every run of a bench, whose splits `routed_of` goes through."
+    return [seed for seed, _ in bench.runs]
 
 # %% ../../nbs/analyses/08_pools.ipynb #cell-047
 def count_bins(n_models: int) -> dict:
@@ -202,14 +221,15 @@ def by_bin(matrix: OutcomeMatrix, routed: Routed, weights: np.ndarray, bins: Map
                    for quantity, sampled in found.items()]
     return pd.concat(tables, ignore_index=True)
 
-# %% ../../nbs/analyses/08_pools.ipynb #cell-053
+# %% ../../nbs/analyses/08_pools.ipynb #285d8cac
 def recall_at(matrix: OutcomeMatrix, routed: Routed, weights: np.ndarray,
               ks: Sequence[int] = (1, 2, 3, 5, 10)) -> pd.DataFrame:
     "Recall@k of each router with a ranking, and of a random order (\"Random\"): router, k, value, low, high, n."
+    matrix, order = _in_name_order(matrix)
     right = matrix.score[routed.rows] > 0.5
     some, ks = right.any(1), [k for k in ks if k <= right.shape[1]]
     right, w, tables = right[some], weights[:, routed.rows[some]], []
-    hits = {name: _hits(right, rank[some], ks) for name, rank in routed.ranking.items()}
+    hits = {name: _hits(right, rank[some][:, order], ks) for name, rank in routed.ranking.items()}
     hits["Random"] = subset_means(right.astype(float), right)[:, np.array(ks) - 1]
     n = len(np.unique(routed.rows[some]))
     for router, hit in hits.items():
@@ -302,7 +322,7 @@ class PoolCurve:
     sampled: np.ndarray
     spread: np.ndarray | None = None
 
-# %% ../../nbs/analyses/08_pools.ipynb #cell-082
+# %% ../../nbs/analyses/08_pools.ipynb #12a463cd
 def pool_curves(matrix: OutcomeMatrix, weights: np.ndarray, estimates: Mapping[str, Estimates],
                 seeds: Sequence[int] = SEEDS, subsets: int = 100) -> list[PoolCurve]:
     """Curves of "oracle", "best single" and each router of `estimates`, for each of `CURATIONS`.
@@ -310,6 +330,9 @@ def pool_curves(matrix: OutcomeMatrix, weights: np.ndarray, estimates: Mapping[s
     `spread`: where 95 % of `subsets` random pools lie. Raises ValueError for a matrix with missing scores.
     """
     if np.isnan(matrix.score).any(): raise ValueError(f"{matrix.name}: a score is missing; take matrix.complete().")
+    matrix, order = _in_name_order(matrix)
+    estimates = {name: Estimates(*([e[:, order] for e in kept] for kept in (found.held, found.test)))
+                 for name, found in estimates.items()}
     parts, curves = pool_splits(matrix, seeds), []
     for who in ("oracle", "best single", *estimates):
         found = [_pool_values(matrix, *part, who, estimates.get(who), i, subsets) for i, part in enumerate(parts)]
@@ -384,7 +407,7 @@ def latency_table(matrix: OutcomeMatrix, weights: np.ndarray) -> pd.DataFrame:
 STATISTICS = {"mean": lambda seconds: np.nanmean(seconds, 0),
               "p95": lambda seconds: np.nanpercentile(seconds, 95, axis=0)}
 
-# %% ../../nbs/analyses/08_pools.ipynb #cell-100
+# %% ../../nbs/analyses/08_pools.ipynb #a0391626
 def pick_within(score: np.ndarray, latency: np.ndarray, weight: np.ndarray, group: np.ndarray,
                 limits: Sequence[float] | np.ndarray, statistic: str, n_groups: int | None = None) -> np.ndarray:
     """Most accurate model per limit and group, (L, n_groups); -1 where none is within the limit, or no row is known.
@@ -396,8 +419,9 @@ def pick_within(score: np.ndarray, latency: np.ndarray, weight: np.ndarray, grou
         mine = group == g
         seconds = STATISTICS[statistic](latency[mine])
         accuracy = mean_over(score[mine], weight[None, mine])[0]
-        within = _safe(np.where(seconds <= np.asarray(limits)[:, None], accuracy, np.nan))
-        picks[:, g] = np.where(np.isfinite(within).any(1), within.argmax(1), -1)
+        order = np.lexsort([seconds, -np.round(_safe(accuracy), 12)])  # the best first
+        able = (seconds[order] <= np.asarray(limits)[:, None]) & ~np.isnan(accuracy[order])
+        picks[:, g] = np.where(able.any(1), order[able.argmax(1)], -1)
     return picks
 
 # %% ../../nbs/analyses/08_pools.ipynb #cell-103

@@ -84,6 +84,29 @@ class ModelPool:
     def __contains__(self, name): return name in self.table.index
     def __repr__(self): return f"ModelPool({', '.join(self.names)})"
 
+    def features(self) -> np.ndarray:
+        """The paper's meta-features, shape (n_models, 8), columns as `FEATURES`, z-scored over the pool.
+
+        A feature that is equal for all models is 0 for all. Source: MTRouter, model_encoder.py.
+        """
+        return _features(self.table)
+
+    def to_csv(self, path: str | Path) -> Path:
+        "Write the pool as CSV (first column model); the file appears whole or not at all."
+        return save_atomic(path, lambda file: self.table.to_csv(file, lineterminator="\n"))
+
+    @classmethod
+    def from_csv(cls, path: str | Path) -> "ModelPool":
+        """Read a pool from CSV. Raises `ValueError` naming the file and the line, column or model that is wrong.
+
+        Warns where all prices look as if they were per token.
+        """
+        return cls(_pool_file(path))
+
+    def fingerprint(self) -> str:
+        "Hex digest of names, order, prices and limits."
+        return hashlib.sha256(self.table.to_csv(lineterminator="\n").encode()).hexdigest()
+
     @property
     def names(self) -> list[str]:
         "Model names in pool order."
@@ -136,25 +159,15 @@ FEATURES = ("max_input_tokens", "max_output_tokens", "input_usd_per_mtok", "outp
 _DEFAULTS = {"max_input_tokens": 128_000, "max_output_tokens": 4096, "knowledge_cutoff": "2024-01-01"}
 
 # %% ../../nbs/data/00_pool.ipynb #cell-019
-def _features(self) -> np.ndarray:
-    """The paper's meta-features, shape (n_models, 8), columns as `FEATURES`, z-scored over the pool.
-
-    A feature that is equal for all models is 0 for all. Source: MTRouter, model_encoder.py.
-    """
-    t = self.table.fillna(_DEFAULTS)
+def _features(table) -> np.ndarray:
+    "`ModelPool.features` of a pool's table."
+    t = table.fillna(_DEFAULTS)
     max_in, max_out, price_in, price_out = (t[c].to_numpy(float) for c in FEATURES[:4])
     cutoff = (pd.to_datetime(t.knowledge_cutoff) - pd.Timestamp("2026-01-01")).dt.days.to_numpy(float)
     raw = np.log1p([max_in, max_out, price_in, price_out, 0 * cutoff, max_in + max_out,
                     price_out / (price_in + 1e-6), price_in + price_out])
     raw[4] = cutoff
     return ((raw - raw.mean(1, keepdims=True)) / (raw.std(1, keepdims=True) + 1e-6)).T
-
-ModelPool.features = _features
-
-# %% ../../nbs/data/00_pool.ipynb #cell-024
-def _to_csv(self, path: str | Path) -> Path:
-    "Write the pool as CSV (first column model); the file appears whole or not at all."
-    return save_atomic(path, lambda file: self.table.to_csv(file, lineterminator="\n"))
 
 # %% ../../nbs/data/00_pool.ipynb #6bd965bb
 def _csv_rows(path: str | Path) -> pd.DataFrame:
@@ -176,27 +189,16 @@ def _csv_rows(path: str | Path) -> pd.DataFrame:
 _LEAST_USD = .01
 
 
-def _from_csv(cls, path: str | Path) -> "ModelPool":
-    """Read a pool from CSV. Raises `ValueError` naming the file and the line, column or model that is wrong.
-
-    Warns where all prices look as if they were per token.
-    """
+def _pool_file(path) -> pd.DataFrame:
+    "The table of a pool's CSV."
     table = _csv_rows(path)
     if "model" not in table: raise ValueError(f"{path} lacks the column 'model'; name one model a row.")
-    pool = cls(_pool_table(table.set_index("model"), str(path)))
-    dearest = pool.table[list(_PRICES)].max(axis=None)
+    table = _pool_table(table.set_index("model"), str(path))
+    dearest = table[list(_PRICES)].max(axis=None)
     if 0 < dearest < _LEAST_USD:
         warnings.warn(f"{path}: no price is above {dearest:g}; if these are dollars per token, multiply by a million.",
-                      stacklevel=2)
-    return pool
-
-# %% ../../nbs/data/00_pool.ipynb #cell-028
-def _fingerprint(self) -> str:
-    "Hex digest of names, order, prices and limits."
-    return hashlib.sha256(self.table.to_csv(lineterminator="\n").encode()).hexdigest()
-
-# %% ../../nbs/data/00_pool.ipynb #cell-030
-ModelPool.to_csv, ModelPool.from_csv, ModelPool.fingerprint = _to_csv, classmethod(_from_csv), _fingerprint
+                      stacklevel=3)
+    return table
 
 # %% ../../nbs/data/00_pool.ipynb #cell-033
 # (largest size in billions of parameters, USD per million tokens, input and output alike)

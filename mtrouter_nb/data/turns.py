@@ -264,6 +264,23 @@ class TurnLog:
         "Names of the models called, sorted."
         return sorted(set(self.turns.model.dropna()) | set(self.episodes.model.dropna()))
 
+    def select(self, task_ids: Iterable[str] | None = None, models: Iterable[str] | None = None) -> "TurnLog":
+        """The log of `task_ids` (all when None) and of episodes that called only `models` (all when None).
+
+        Raises `LogError` for a task or model that the log does not hold.
+        """
+        return _select(self, task_ids, models)
+
+    def in_order(self) -> "TurnLog":
+        "The log with each episode's turns in order, itself where they are; what adds up over turns starts from this."
+        if (self.turns.groupby("episode_id", sort=False).cumcount() == self.turns.turn).all(): return self
+        first = pd.factorize(self.turns.episode_id)[0]
+        return replace(self, turns=self.turns.iloc[np.lexsort([self.turns.turn, first])])
+
+    def fingerprint(self) -> str:
+        "Hex digest of the three tables' content; row order does not matter; schema version, evidence and rules do."
+        return _fingerprint(self)
+
     def validate(self, pool: ModelPool | None = None, names: dict[str, str] | None = None) -> "TurnLog":
         "This log, unchanged, or `LogError`. With a `pool` its models are checked; `names` maps tables to file names."
         names = {kind: kind for kind in _SCHEMA} | (names or {})
@@ -278,11 +295,8 @@ class TurnLog:
         return self
 
 # %% ../../nbs/data/01_turns.ipynb #cell-043
-def _select(self, task_ids: Iterable[str] | None = None, models: Iterable[str] | None = None) -> "TurnLog":
-    """The log of `task_ids` (all when None) and of episodes that called only `models` (all when None).
-
-    Raises `LogError` for a task or model that the log does not hold.
-    """
+def _select(self, task_ids, models) -> TurnLog:
+    "`TurnLog.select` of the log `self`."
     tasks, episodes = self.tasks, self.episodes
     if task_ids is not None:
         _all_known(task_ids := list(task_ids), tasks.task_id, "task_id")
@@ -301,23 +315,13 @@ def _all_known(wanted, held, what: str):
 
 # %% ../../nbs/data/01_turns.ipynb #67977384
 def _fingerprint(self) -> str:
-    "Hex digest of the three tables' content; row order does not matter; schema version, evidence and rules do."
+    "`TurnLog.fingerprint` of the log `self`."
     digest = hashlib.sha256(f"{SCHEMA_VERSION} {self.evidence} {self.rules}".encode())
     for kind, key in _KEYS.items():
         table = getattr(self, kind).sort_values(key)
         digest.update(" ".join(table.columns).encode())
         digest.update(pd.util.hash_pandas_object(table.astype(object), index=False).to_numpy().tobytes())
     return digest.hexdigest()
-
-# %% ../../nbs/data/01_turns.ipynb #cell-049
-def _in_order(self) -> "TurnLog":
-    "The log with each episode's turns in order, itself where they are; what adds up over turns starts from this."
-    if (self.turns.groupby("episode_id", sort=False).cumcount() == self.turns.turn).all(): return self
-    first = pd.factorize(self.turns.episode_id)[0]
-    return replace(self, turns=self.turns.iloc[np.lexsort([self.turns.turn, first])])
-
-# %% ../../nbs/data/01_turns.ipynb #cell-051
-TurnLog.select, TurnLog.fingerprint, TurnLog.in_order = _select, _fingerprint, _in_order
 
 # %% ../../nbs/data/01_turns.ipynb #cell-056
 def proposes(action: str | pd.Series) -> bool | pd.Series:

@@ -17,6 +17,9 @@ from .replay import ReplayWorld, Rights
 from .rollout import roll
 
 # %% ../../nbs/multi_turn/08_offers.ipynb #cell-004
+_ARRAYS = ("held_score", "held_cost", "score", "cost")
+
+
 @dataclass
 class Offers:
     """k settings of one family. `settings`: (variant, cost weight) each; `held_*` (k,): training; `score`, `cost`
@@ -27,6 +30,17 @@ class Offers:
     held_cost: np.ndarray
     score: np.ndarray
     cost: np.ndarray
+
+    def packed(self) -> dict:
+        "The offers as table and arrays, each called after the family."
+        settings = pd.DataFrame(self.settings, columns=["variant", "cost_weight"])
+        return {f"{self.family}: settings": settings} | {f"{self.family}: {a}": getattr(self, a) for a in _ARRAYS}
+
+    @classmethod
+    def unpacked(cls, parts: Mapping, family: str) -> "Offers":
+        "The offers of `family` from what `packed` gave."
+        settings = [*parts[f"{family}: settings"].itertuples(index=False, name=None)]
+        return cls(family, settings, *(parts[f"{family}: {a}"] for a in _ARRAYS))
 
     @classmethod
     def of(cls, family: str, settings: list, score: np.ndarray, cost: np.ndarray, n_train: int) -> "Offers":
@@ -59,24 +73,6 @@ class Offers:
         mine = np.array([v == variant for v, _ in self.settings])
         return Offers(self.family, [s for s in self.settings if s[0] == variant], self.held_score[mine],
                       self.held_cost[mine], self.score[mine], self.cost[mine])
-
-# %% ../../nbs/multi_turn/08_offers.ipynb #cell-007
-_ARRAYS = ("held_score", "held_cost", "score", "cost")
-
-
-def _packed(self) -> dict:
-    "The offers as table and arrays, each called after the family."
-    settings = pd.DataFrame(self.settings, columns=["variant", "cost_weight"])
-    return {f"{self.family}: settings": settings} | {f"{self.family}: {a}": getattr(self, a) for a in _ARRAYS}
-
-
-def _unpacked(cls, parts: Mapping, family: str) -> Offers:
-    "The offers of `family` from what `packed` gave."
-    settings = [*parts[f"{family}: settings"].itertuples(index=False, name=None)]
-    return cls(family, settings, *(parts[f"{family}: {a}"] for a in _ARRAYS))
-
-
-Offers.packed, Offers.unpacked = _packed, classmethod(_unpacked)
 
 # %% ../../nbs/multi_turn/08_offers.ipynb #cell-010
 def best_variant(offers: Offers, budgets: Sequence[float] | np.ndarray) -> str:

@@ -142,15 +142,15 @@ def _under(variables):
 # %% ../../nbs/studio/04_reproduce.ipynb #72f34b78
 def _run(notebook: Path, source: str, parameters: dict, variables: dict) -> tuple[float, str]:
     "Execute one notebook under environment variables; returns seconds and the error, empty after a success."
-    build = project_root() / "build"
-    executed, failed = (build / kind / f"{notebook.stem}.ipynb" for kind in ("executed", "failed"))
-    for path in (executed, failed):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
     start = time.perf_counter()
-    with _under(variables | dict(MTROUTER_NOTEBOOK=source)), _into(build / "log" / f"{notebook.stem}.txt"):
-        error = _executed(notebook, parameters, executed)
-    if error and executed.exists(): executed.replace(failed)
+    with _under(variables | dict(MTROUTER_NOTEBOOK=source)):  # first: a worker process may be older than they are
+        build = project_root() / "build"
+        executed, failed = (build / kind / f"{notebook.stem}.ipynb" for kind in ("executed", "failed"))
+        for path in (executed, failed):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)
+        with _into(build / "log" / f"{notebook.stem}.txt"): error = _executed(notebook, parameters, executed)
+        if error and executed.exists(): executed.replace(failed)
     return time.perf_counter() - start, error
 
 # %% ../../nbs/studio/04_reproduce.ipynb #cell-030
