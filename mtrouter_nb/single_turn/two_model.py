@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['choose_pair', 'HybridLLM', 'RouteLLM', 'answer_embeddings', 'PairCascade', 'within', 'FrugalGPT']
 
-# %% ../../nbs/single_turn/01_two_model.ipynb #b9d45126
+# %% ../../nbs/single_turn/01_two_model.ipynb #cell-002
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
@@ -17,17 +17,16 @@ from torch import nn
 from ..core.encoders import TextEncoder
 from ..core.stats import known_mean
 from ..data.outcomes import OutcomeError, OutcomeMatrix
-from ..learners.fitting import Best, descend, drawn_by_name, held_out_rows, seeded
-from .interface import Choices, LacksInput, OrderFree, Queries, in_own_order
+from ..learners.fitting import Best, descend, held_out_rows, seeded
+from .interface import Choices, LacksInput, Queries
 
-# %% ../../nbs/single_turn/01_two_model.ipynb #05c38a7a
+# %% ../../nbs/single_turn/01_two_model.ipynb #cell-007
 def choose_pair(matrix: OutcomeMatrix, among: Iterable[str] | None = None) -> tuple[str, str]:
     """(small, large) from the rows of `matrix`, which are to be training rows.
 
     among: models that may be the small one; all when None. Raises `OutcomeError` where there are no two models with a
     score in every dataset.
     """
-    matrix, *_ = in_own_order(matrix)
     accuracy = np.mean([known_mean(matrix.score[matrix.dataset == d]) for d in range(len(matrix.datasets))], 0)
     names = set(matrix.models if among is None else among)
     allowed = [m for m, name in enumerate(matrix.models) if name in names and accuracy[m] >= 0]
@@ -116,16 +115,15 @@ def _thresholds(chance, grid: int) -> list[float]:
     ".5, then 0, `grid` quantiles of `chance` (n,), and 1."
     return [.5, 0.0, *np.quantile(chance, np.linspace(0, 1, grid)).tolist(), 1.0]
 
-# %% ../../nbs/single_turn/01_two_model.ipynb #fd4763c3
+# %% ../../nbs/single_turn/01_two_model.ipynb #cell-026
 def _sweep(chance, thresholds, pair) -> Choices:
-    "(small, large) = `pair`: the large model where `chance` (n,) is at least the threshold; the first is published."
+    "(small, large) = `pair`: the large model where `chance` (n,) is at least the threshold."
     small, large = pair
-    answerer = np.where(chance >= np.array(thresholds)[:, None], large, small)
-    return Choices(list(thresholds), answerer, published=0)
+    return Choices(list(thresholds), np.where(chance >= np.array(thresholds)[:, None], large, small))
 
-# %% ../../nbs/single_turn/01_two_model.ipynb #689b3f5e
+# %% ../../nbs/single_turn/01_two_model.ipynb #cell-031
 @dataclass
-class HybridLLM(OrderFree):
+class HybridLLM:
     """Small or large, from the prompt. `pair`: (small, large) by name; None: `choose_pair` on the training rows.
 
     `t`: how much worse the small model may be. Weight decay, warm-up, linear decay and the effective batch of 512 are
@@ -146,7 +144,7 @@ class HybridLLM(OrderFree):
     seed: int = 0
     name: str = "HybridLLM"
 
-    def learn(self, matrix: OutcomeMatrix, queries: Queries) -> None:
+    def fit(self, matrix: OutcomeMatrix, queries: Queries) -> "HybridLLM":
         "Learn where the small model falls short. Raises ValueError where fewer than two prompts have both scores."
         self.pair_ = small, large = _columns(matrix, self.pair)
         seen = ~np.isnan(matrix.score[:, self.pair_]).any(1)
@@ -154,23 +152,24 @@ class HybridLLM(OrderFree):
         self.heads = _heads(self)
         self.heads.fit(queries.embeddings[seen], needed, queries.items["item_id"][seen])
         self.thresholds = _thresholds(self.heads.own_, self.grid)
+        return self
 
     def needed(self, queries: Queries) -> np.ndarray:
         "Probability (n,) that the small model does worse than the large one."
         return self.heads.chance(queries.embeddings)
 
-    def route(self, queries: Queries) -> Choices:
+    def choose(self, queries: Queries) -> Choices:
         "One setting per threshold: .5, then from the large model alone (0) to the small one alone (1)."
         return _sweep(self.needed(queries), self.thresholds, self.pair_)
 
-# %% ../../nbs/single_turn/01_two_model.ipynb #568aaac7
+# %% ../../nbs/single_turn/01_two_model.ipynb #cell-035
 class _Duel(nn.Module):
-    "s(strong) - s(weak) of prompts (n, d). `models` (2, d): the vectors of the two, at first."
+    "s(strong) - s(weak) of prompts (n, d); the vectors of the two models are rows of `models`."
 
-    def __init__(self, models: torch.Tensor):
+    def __init__(self, d: int):
         super().__init__()
-        self.models = nn.Parameter(models)
-        self.weigh = nn.Linear(models.shape[1], 1, bias=False)
+        self.models = nn.Parameter(torch.randn(2, d))
+        self.weigh = nn.Linear(d, 1, bias=False)
 
     def linear(self) -> torch.Tensor:
         "The whole as one vector (d,)."
@@ -179,9 +178,9 @@ class _Duel(nn.Module):
 
     def forward(self, q: torch.Tensor) -> torch.Tensor: return q @ self.linear()
 
-# %% ../../nbs/single_turn/01_two_model.ipynb #a828f488
+# %% ../../nbs/single_turn/01_two_model.ipynb #cell-038
 @dataclass
-class RouteLLM(OrderFree):
+class RouteLLM:
     """Weak or strong by win rate. `pair`: (weak, strong) by name; None: `choose_pair` on the training rows.
 
     All numbers are the original's. As there, the epoch that is right on most of the held-out battles is kept; of
@@ -197,17 +196,17 @@ class RouteLLM(OrderFree):
     seed: int = 0
     name: str = "RouteLLM"
 
-    def learn(self, matrix: OutcomeMatrix, queries: Queries) -> None:
+    def fit(self, matrix: OutcomeMatrix, queries: Queries) -> "RouteLLM":
         "Learn from the battles; where there is none, win rates stay as they began."
         self.pair_ = weak, strong = _columns(matrix, self.pair)
         lead = np.nan_to_num(matrix.score[:, strong] - matrix.score[:, weak])
         battle = np.flatnonzero(lead)
         q, sign = torch.from_numpy(queries.embeddings[battle]), torch.from_numpy(np.sign(lead[battle]).astype("f4"))
-        names = [matrix.models[m] for m in (strong, weak)]
         with seeded(self.seed):
-            self.network = _Duel(drawn_by_name(names, queries.embeddings.shape[1], self.seed))
+            self.network = _Duel(queries.embeddings.shape[1])
             if len(battle) > 1: self._train(q, sign, *held_out_rows(len(battle), self.validation, self.seed))
         self.thresholds = _thresholds(self.win_rate(queries), self.grid)
+        return self
 
     def _train(self, q, sign, train, held):
         net, loss_of = self.network, nn.functional.softplus
@@ -226,7 +225,7 @@ class RouteLLM(OrderFree):
         with torch.no_grad(): linear = self.network.linear().numpy().astype(float)
         return _chance(queries.embeddings, (linear, 0.0))
 
-    def route(self, queries: Queries) -> Choices:
+    def choose(self, queries: Queries) -> Choices:
         "One setting per threshold: .5, then from the strong model alone (0) to the weak one alone (1)."
         return _sweep(self.win_rate(queries), self.thresholds, self.pair_)
 
@@ -265,9 +264,9 @@ def within(budget: float, score: np.ndarray | list[float], cost: np.ndarray | li
     score, cost = np.asarray(score, float), np.asarray(cost, float)
     return int(np.lexsort((cost, -np.where(cost <= max(budget, cost.min()), score, -np.inf)))[0])
 
-# %% ../../nbs/single_turn/01_two_model.ipynb #40147a4d
+# %% ../../nbs/single_turn/01_two_model.ipynb #cell-051
 @dataclass
-class FrugalGPT(OrderFree):
+class FrugalGPT:
     """A cascade over (small, large), with a scorer that reads the answer. Settings are budgets, USD per prompt.
 
     `pair`: by name; None: `choose_pair` on the training rows, the small one with known answers. Needs
@@ -291,7 +290,7 @@ class FrugalGPT(OrderFree):
     seed: int = 0
     name: str = "FrugalGPT"
 
-    def learn(self, matrix: OutcomeMatrix, queries: Queries) -> None:
+    def fit(self, matrix: OutcomeMatrix, queries: Queries) -> "FrugalGPT":
         "Train the scorer, then choose cascades. Raises LacksInput where there are no answers to read."
         answered = [m for m in matrix.models if m in (queries.answers or {})]
         if self.sees_answer and not answered: raise LacksInput("needs answer texts")
@@ -301,6 +300,7 @@ class FrugalGPT(OrderFree):
         if not self.readable: raise LacksInput(f"needs answer texts of {' or '.join(self.pair)}")
         chance = self._train_scorer(matrix, queries)
         self._choose_cascades(self._candidates(pair, chance), chance, matrix.score, matrix.cost)
+        return self
 
     def _input(self, queries, column):
         "(n, f): what the scorer reads when the model in `column` has answered; NaN in rows without an answer."
@@ -346,7 +346,7 @@ class FrugalGPT(OrderFree):
         self.settings = [self.budget, *np.linspace(spent.min(), spent.max(), self.budgets - 1).tolist()]
         self.cascades = [candidates[within(budget, worth, spent)] for budget in self.settings]
 
-    def route(self, queries: Queries) -> Choices:
+    def choose(self, queries: Queries) -> Choices:
         "One setting per budget."
         asked = {c.first for c in self.cascades if c.threshold > -np.inf}
         chance = {m: self.heads.chance(self._input(queries, m)) for m in asked}
@@ -354,7 +354,7 @@ class FrugalGPT(OrderFree):
         first, second = (np.array([getattr(c, f) for c in self.cascades])[:, None] for f in ("first", "second"))
         column = np.arange(len(self.models))
         paid = (first[..., None] == column) | ((second[..., None] == column) & ~keep[..., None])
-        return Choices(self.settings, np.where(keep, first, second), paid, published=0 if len(keep) > 1 else None)
+        return Choices(self.settings, np.where(keep, first, second), paid)
 
 # %% ../../nbs/single_turn/01_two_model.ipynb #cell-053
 def _played(cascade, chance, score, cost, rows):
