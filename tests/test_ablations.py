@@ -16,12 +16,12 @@ from mtrouter_nb.data.pool import ModelPool
 from mtrouter_nb.data.turns import expected_steps
 from mtrouter_nb.learners.outcome_network import EstimatorConfig
 from mtrouter_nb.multi_turn.estimator import OutcomeEstimator, training_set
-from mtrouter_nb.multi_turn.contenders import CONTENDERS, run_contender
+from mtrouter_nb.multi_turn.contenders import CONTENDERS, TABLES, run_contender
 from mtrouter_nb.multi_turn.evaluation import Experiment, Results
 from mtrouter_nb.multi_turn.trials import RIGHTS, EvaluationConfig, splits
 
-QUICK = EvaluationConfig(folds=2, runs=1, fits=2, epochs=2, cost_weights=(0.0,), budgets=(0.0005, 0.01), random_seeds=1,
-                         weights=(0.0,))
+QUICK = EvaluationConfig(folds=2, runs=2, fits=2, other_fits=2, epochs=2, cost_weights=(0.0,), budgets=(0.0005, 0.01),
+                         random_seeds=1, weights=(0.0,))
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def run(demo_world):
     every, mtrouter = splits(demo_world.tasks, folds=2), CONTENDERS["MTRouter"]
     parts = [run_contender(demo_world, s, QUICK, mtrouter) for s in every if s.kind == "test"]
     return Experiment(demo_world, QUICK, Results(*(pd.concat([p[table] for p in parts], ignore_index=True)
-                                                   for table in ("rollouts", "predictions", "fits", "moves"))))
+                                                   for table in TABLES)))
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_the_ridge_head_is_a_ridge_on_the_same_target(fold):
     ours, data = VARIANTS["ridge head instead of MLP"](fold, 0).predict(fold.data.x)[0], fold.data
     for m in range(len(fold.world.pool)):
         mine = data.action == m
-        ridge = Ridge(alpha=10.0).fit(data.x[mine], data.target[mine])
+        ridge = Ridge(alpha=10.0).fit(data.x[mine], data.target[mine], data.weight[mine])
         assert np.allclose(ours[:, m], ridge.predict(data.x), atol=1e-4)
 
 
@@ -105,7 +105,7 @@ def test_hard_coded_models_know_nothing_of_prices(fold):
 def test_every_variant_plays_every_task_once_per_fit(run, study):
     rows = study({n: VARIANTS[n] for n in ("ridge head instead of MLP", "no history (current turn only)")})
     count = rows.groupby(["variant", "rights", "seed"], dropna=False)["task_id"].agg(["size", "nunique"])
-    assert (count == len(run.world.tasks)).all(axis=None) and len(count) == len(RIGHTS) * (1 + 2 + 2)
+    assert (count == len(run.world.tasks)).all(axis=None) and len(count) == len(RIGHTS) * (2 + 2 + 2)
     held = {t: s.name for s in splits(run.world.tasks, folds=2) if s.kind == "test" for t in s.test}
     assert (rows["fold"] == rows["task_id"].map(held)).all()
 

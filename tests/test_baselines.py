@@ -1,6 +1,7 @@
 """The routers of prompts: their losses and tables against plain loops, and what they may not depend on."""
 
 import math
+from itertools import permutations
 
 import numpy as np
 import pandas as pd
@@ -28,9 +29,9 @@ def planted(n, seed, d=64):
     return vectors.astype("f4"), np.eye(4)[topic], np.tile([1.0, 0.9, 0.8, 0.01], (n, 1))
 
 
-def loop_loss(similarity, score, top_k=3, last_k=3):
-    "The sample-LLM loss of one prompt, from its formula."
-    known = [m for m in range(len(score)) if not math.isnan(score[m])]
+def loop_loss(similarity, score, key, top_k=3, last_k=3):
+    "The sample-LLM loss of one prompt, from its formula; of equal scores those of the lowest key come first."
+    known = sorted((m for m in range(len(score)) if not math.isnan(score[m])), key=key.__getitem__)
     good = sorted(known, key=lambda m: -score[m])[:top_k]
     bad = [m for m in sorted(known, key=lambda m: score[m])[:last_k] if score[m] <= 0.5]
     return sum(-math.log(math.exp(similarity[i]) / (math.exp(similarity[i])
@@ -44,8 +45,23 @@ def test_the_sample_llm_loss_is_its_formula(graded):
     similarity = rng.uniform(-1, 1, (200, 6))
     score = rng.uniform(size=(200, 6)) if graded else rng.integers(0, 2, (200, 6)).astype(float)
     score[rng.random(score.shape) < 0.2] = np.nan
-    expected = np.mean([loop_loss(s, y) for s, y in zip(similarity, score)])
-    assert sample_llm_loss(torch.tensor(similarity), torch.tensor(score)).item() == pytest.approx(expected)
+    key = rng.random(score.shape)
+    expected = np.mean([loop_loss(s, y, k) for s, y, k in zip(similarity, score, key)])
+    found = sample_llm_loss(*map(torch.tensor, (similarity, score)), key=torch.tensor(key))
+    assert found.item() == pytest.approx(expected)
+
+
+def test_ties_of_the_sample_llm_loss_favour_no_model():
+    "Averaged over draws it is the mean over every order of the models, by brute force."
+    rng = np.random.default_rng(0)
+    similarity, score = rng.uniform(-1, 1, 5), np.array([1.0, 1, 0, 1, 0])
+    every = np.mean([loop_loss(similarity, score, key, 2, 1) for key in permutations(range(5))])
+    rows = [torch.tensor(a).expand(20_000, 5) for a in (similarity, score)]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        found = sample_llm_loss(*rows, 2, 1).item()
+    assert found == pytest.approx(every, abs=.01)
+    assert abs(loop_loss(similarity, score, range(5), 2, 1) - every) > .05, "and not what the first columns give"
 
 
 def test_the_cluster_loss_is_its_formula_for_the_partners_drawn(monkeypatch):

@@ -116,6 +116,17 @@ def test_single_turn_example_runs_on_a_table_as_a_user_brings_it(readme, tmp_pat
     assert best["value"].eq(0).all() and len([line for line in code.split("\n") if line.strip()]) <= 12
 
 
+def test_examples_of_the_readme_need_public_names_alone(readme):
+    """Each is imported from the root, and none reaches into what begins with an underscore."""
+    import mtrouter_nb
+    for tree in map(ast.parse, blocks(readme)):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("mtrouter_nb"):
+                assert node.module == "mtrouter_nb" and {a.name for a in node.names} <= set(mtrouter_nb.__all__)
+            name = getattr(node, "attr", None) or getattr(node, "id", None) or ""
+            assert not name.startswith("_"), name
+
+
 def test_readme_prints_what_the_example_computes(built):
     means = built["said"][0][0]
     assert list(means.index) == ["score", "cost_usd", "switches"]

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from mtrouter_nb.data.outcomes import OutcomeError, OutcomeMatrix
+from mtrouter_nb.learners.fitting import drawn_by_name
 from mtrouter_nb.single_turn import two_model as pairs
-from mtrouter_nb.single_turn.interface import LacksInput, Queries
+from mtrouter_nb.single_turn.interface import LacksInput, Queries, in_own_order
 from mtrouter_nb.single_turn.two_model import (PairCascade, FrugalGPT, HybridLLM, RouteLLM, answer_embeddings,
                                                choose_pair, within)
 
@@ -41,6 +42,12 @@ def world(n, seed, tell=1.0, hint=1.0):
 def with_gaps(matrix, share=0.2, seed=7):
     gone = np.random.default_rng(seed).random(matrix.score.shape) < share
     return replace(matrix, score=np.where(gone, np.nan, matrix.score), cost=np.where(gone, np.nan, matrix.cost))
+
+
+def as_learned(matrix, queries):
+    "(matrix, queries) in the order in which a router meets them."
+    own, rows, _ = in_own_order(matrix)
+    return own, queries.take(rows)
 
 
 def means(router, matrix, queries):
@@ -84,7 +91,9 @@ def test_the_pair_is_that_of_a_plain_loop(seed):
     score[:, seed] = np.maximum(score[:, seed], rng.integers(0, 2, 80))  # the best one, and not the cheapest
     cost[:, seed] += np.median(cost)
     score[rng.random(score.shape) < rng.uniform(0, 0.6, 6)] = np.nan
-    matrix = replace(matrix, models=tuple("abcdef"), score=score, cost=cost)
+    none = np.full((80, 6), np.nan)
+    matrix = replace(matrix, models=tuple("abcdef"), score=score, cost=cost, input_tokens=none, output_tokens=none,
+                     latency=none)
     assert choose_pair(matrix) == pair_by_hand(matrix)
 
 
@@ -131,10 +140,13 @@ def test_hybridllm_learns_the_labels_of_det_2cls(monkeypatch, t):
     monkeypatch.setattr(pairs._Heads, "fit", lambda self, x, label, group: taught.update(
         x=x, label=label, group=list(group)) or setattr(self, "own_", np.zeros(len(x))))
     HybridLLM(pair=("small", "large"), t=t).fit(matrix, queries)
-    rows = [i for i in range(60) if not np.isnan(matrix.score[i, :2]).any()]
-    by_hand = [0 if matrix.score[i, 0] >= matrix.score[i, 1] - t else 1 for i in rows]
+    matrix, queries = as_learned(matrix, queries)
+    small, large = (matrix.score[:, matrix.models.index(name)] for name in ("small", "large"))
+    rows = [i for i in range(60) if not np.isnan([small[i], large[i]]).any()]
+    by_hand = [0 if small[i] >= large[i] - t else 1 for i in rows]
     assert taught["label"].astype(int).tolist() == by_hand
-    assert taught["group"] == [f"q{i}" for i in rows] and np.array_equal(taught["x"], queries.embeddings[rows])
+    assert taught["group"] == matrix.items["item_id"][rows].tolist()
+    assert np.array_equal(taught["x"], queries.embeddings[rows])
 
 
 def test_hybridllm_lies_above_random_mixing():
@@ -157,7 +169,7 @@ def test_the_first_setting_is_the_argmax():
 
 def test_routellm_is_its_formula():
     torch.manual_seed(0)
-    net, q = pairs._Duel(12), torch.randn(7, 12)
+    net, q = pairs._Duel(torch.randn(2, 12)), torch.randn(7, 12)
     p = net.models / net.models.norm(dim=1, keepdim=True)
     with torch.no_grad():
         score = [[sum(net.weigh.weight[0, j] * p[m, j] * row[j] for j in range(12)) for m in (0, 1)] for row in q]
@@ -168,12 +180,15 @@ def test_routellm_trains_as_the_original_does():
     """The same loop with tables of models and BCE on (winner, loser, prompt), as the original writes it."""
     matrix, queries = world(300, 0)
     router = RouteLLM(pair=("small", "large"), epochs=4).fit(matrix, queries)
+    own, rows, _ = in_own_order(matrix)
+    matrix, queries = own.select(["small", "large", "poor"]), queries.take(rows)
     battles = [i for i in range(300) if matrix.score[i, 0] != matrix.score[i, 1]]
     winner = torch.tensor([0 if matrix.score[i, 1] > matrix.score[i, 0] else 1 for i in battles])  # 0: the strong one
     q = torch.from_numpy(queries.embeddings[battles])
     train, held = (torch.from_numpy(rows) for rows in pairs.held_out_rows(len(battles), 0.05, 0))
     with pairs.seeded(0):
-        table, classify = nn.Embedding.from_pretrained(torch.randn(2, 8), freeze=False), nn.Linear(8, 1, bias=False)
+        table = nn.Embedding.from_pretrained(drawn_by_name(["large", "small"], 8, 0), freeze=False)
+        classify = nn.Linear(8, 1, bias=False)
         optimizer = torch.optim.Adam([table.weight, classify.weight], lr=3e-4, weight_decay=1e-5)
 
         def lead(rows):
@@ -206,12 +221,15 @@ def test_ties_teach_routellm_nothing():
 
 
 def test_routellm_orders_prompts():
-    router = RouteLLM().fit(*world(600, 0))
     matrix, queries = world(1000, 1)
-    rate, lead = router.win_rate(queries), matrix.score[:, 1] - matrix.score[:, 0]
-    won, lost = rate[lead > 0], rate[lead < 0]
-    assert (won[:, None] > lost).mean() > 0.7
-    assert above_mixing(router, matrix, queries) > 0.1
+    lead = matrix.score[:, 1] - matrix.score[:, 0]
+
+    def ordered(router):
+        rate = router.fit(*world(600, 0)).win_rate(queries)
+        return (rate[lead > 0][:, None] > rate[lead < 0]).mean()
+    router = RouteLLM(learning_rate=0.03)
+    assert ordered(router) > 0.7 and above_mixing(router, matrix, queries) > 0.1
+    assert np.ptp([ordered(RouteLLM(seed=seed)) for seed in range(5)]) > 0.3, "as published it stays where it began"
 
 
 def test_narrow_win_rates_still_make_a_curve():
@@ -252,11 +270,14 @@ def test_the_scorer_reads_prompt_answer_and_model(monkeypatch):
     monkeypatch.setattr(pairs._Heads, "fit", lambda self, x, label, group: taught.update(
         x=x, label=label, group=list(group)) or setattr(self, "own_", np.arange(len(x)) / len(x)))
     FrugalGPT(pair=("small", "large")).fit(matrix, queries)
-    rows = [(i, m) for m in (0, 1) for i in range(40) if not np.isnan(matrix.score[i, m]) and (i, m) != (3, 1)]
+    own, order, _ = in_own_order(matrix)
+    matrix, queries = own.select(["small", "large", "poor"]), queries.take(order)
+    rows = [(i, m) for m in (0, 1) for i in range(40) if not np.isnan(matrix.score[i, m])
+            and (matrix.items["item_id"][i], m) != ("q3", 1)]
     by_hand = [np.r_[queries.embeddings[i], queries.answers[matrix.models[m]][i], m == 0, m == 1] for i, m in rows]
     assert np.array_equal(taught["x"], np.array(by_hand))
     assert taught["label"].tolist() == [matrix.score[i, m] >= 0.5 for i, m in rows]
-    assert taught["group"] == [f"q{i}" for i, _ in rows]
+    assert taught["group"] == [matrix.items["item_id"][i] for i, _ in rows]
 
 
 def test_an_answer_that_says_nothing_does_not_pay():
@@ -271,19 +292,19 @@ def test_calls_and_costs_are_those_of_a_loop():
     router = FrugalGPT().fit(*train)
     edges = (PairCascade(0, 1, -np.inf), PairCascade(0, 1, np.inf), PairCascade(1, 0, 0.6), PairCascade(1, 0, -np.inf))
     router.cascades, router.settings = [*router.cascades, *edges], [*router.settings, 1, 2, 3, 4]
-    made = router.choose(test[1])
+    made, at = router.choose(test[1]), router.columns_
     score, cost = made.outcome(test[0])
     for k, cascade in enumerate(router.cascades):
         for i in range(120):
-            called, answerer = [cascade.first], cascade.first
+            called, answerer = [at[cascade.first]], at[cascade.first]
             believed = True
             if cascade.threshold > -np.inf:
-                vector = np.r_[test[1].embeddings[i], test[1].answers[test[0].models[cascade.first]][i],
+                vector = np.r_[test[1].embeddings[i], test[1].answers[test[0].models[at[cascade.first]]][i],
                                [m == cascade.first for m in router.readable]]
                 chances = [1 / (1 + math.exp(-(vector @ w + b))) for w, b in router.heads.maps]
                 believed = sum(chances) / len(chances) > cascade.threshold
             if not believed:
-                called, answerer = [cascade.first, cascade.second], cascade.second
+                called, answerer = [at[cascade.first], at[cascade.second]], at[cascade.second]
             assert np.flatnonzero(made.paid[k, i]).tolist() == sorted(called) and made.answerer[k, i] == answerer
             assert cost[k, i] == pytest.approx(sum(test[0].cost[i, m] for m in called))
             assert score[k, i] == test[0].score[i, answerer]
@@ -297,6 +318,7 @@ def test_each_budget_takes_the_best_cascade_that_it_can_pay():
     router._choose_cascades = lambda candidates, chance, score, cost: seen.update(
         candidates=candidates, chance=chance) or choose(candidates, chance, score, cost)
     router.fit(matrix, queries)
+    matrix, _ = as_learned(matrix, queries)
     played = []
     for cascade in seen["candidates"]:
         total = np.zeros(2)
@@ -322,7 +344,8 @@ def test_answers_of_the_first_model_are_enough():
     matrix, queries = world(300, 0)
     only = replace(queries, answers={"small": queries.answers["small"]})
     router = FrugalGPT().fit(matrix, only)
-    assert all(c.first == 0 or c.threshold == -np.inf for c in router.cascades)
+    small = router.columns_.tolist().index(0)
+    assert all(c.first == small or c.threshold == -np.inf for c in router.cascades)
     assert above_mixing(router, *world(500, 1)) > 0.1
     with pytest.raises(ValueError, match="answers of small are missing"):
         router.choose(replace(queries, answers=None))
@@ -431,7 +454,8 @@ def test_settings_keep_their_number_whatever_the_rows(kind):
 @pytest.mark.parametrize("kind", KINDS, ids=IDS)
 def test_missing_scores_are_left_out(kind):
     matrix, queries = world(600, 0)
-    router = kind(pair=("small", "large")).fit(with_gaps(matrix), queries)
+    far = dict(learning_rate=0.03) if kind is RouteLLM else {}  # as published it stays where it began
+    router = kind(pair=("small", "large"), **far).fit(with_gaps(matrix), queries)
     new = world(500, 1)
     assert above_mixing(router, *new) > 0.1
     score, _ = router.choose(new[1]).outcome(with_gaps(new[0]))

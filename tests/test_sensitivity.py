@@ -6,9 +6,11 @@ import pandas as pd
 import pytest
 
 from mtrouter_nb.analyses import sensitivity
-from mtrouter_nb.analyses.sensitivity import (ByGroup, RecentHistory, budget_unit, contrast, curve_rows, domain_cascade,
+from mtrouter_nb.analyses.sensitivity import (ByGroup, RecentHistory, budget_unit, curve_rows, domain_cascade,
                                               grow_pool, history_study, learning_curve, played, pool_rows, pool_study,
                                               quick)
+from mtrouter_nb.multi_turn import metrics
+from mtrouter_nb.multi_turn.metrics import contrast
 from mtrouter_nb.multi_turn.trials import mean_of_repeats
 from mtrouter_nb.core.encoders import StaticEncoder
 from mtrouter_nb.core.encoders import TextEncoder
@@ -167,18 +169,18 @@ def test_intervals_hold_the_chance_of_fits(monkeypatch):
     shift = np.array([0.04, -0.02, 0.06, 0.1, -0.05])
     value, low, high = contrast([(1, fits_of(shift))], resamples=20_000)
     # a fold is one of two fits, shift / 2 from its mean; the folds are independent and of equal size
-    spread = 100 * np.sqrt((shift**2 / 4).sum()) / 5
-    assert np.isclose(value, 50) and low < value - spread and high > value + spread
-    monkeypatch.setattr(sensitivity, "percentile_ends", lambda drawn: (np.std(drawn), np.mean(drawn)))
+    spread = np.sqrt((shift**2 / 4).sum()) / 5
+    assert np.isclose(value, .5) and low < value - spread and high > value + spread
+    monkeypatch.setattr(metrics, "percentile_ends", lambda drawn: (np.std(drawn), np.mean(drawn)))
     deviation, mean = contrast([(1, fits_of(shift))], resamples=20_000)[1:]
-    assert abs(deviation / spread - 1) < 0.03 and abs(mean - 50) < 0.03 * spread
+    assert abs(deviation / spread - 1) < 0.03 and abs(mean - .5) < 0.03 * spread
 
 
 def test_intervals_of_one_fit_are_the_bootstrap_over_tasks():
     rng = np.random.default_rng(0)
     a, b = (pd.DataFrame(dict(task_id=np.arange(300), fold="0", score=rng.random(300))) for _ in range(2))
     value, low, high = contrast([(1, a), (-1, b)], resamples=4000)
-    difference = 100 * (a["score"] - b["score"])
+    difference = (a["score"] - b["score"])
     margin = 1.96 * difference.std() / np.sqrt(300)
     assert np.isclose(value, difference.mean())
     assert np.allclose([low, high], [value - margin, value + margin], atol=0.12 * margin)
@@ -187,7 +189,7 @@ def test_intervals_of_one_fit_are_the_bootstrap_over_tasks():
 def test_tasks_without_a_score_are_left_out_of_both_terms():
     a = pd.DataFrame(dict(task_id=["x", "y", "z"], fold="0", score=[1.0, np.nan, 1.0]))
     b = a.assign(score=[0.0, 0.0, 1.0])
-    assert contrast([(1, a), (-1, b)])[0] == 50
+    assert contrast([(1, a), (-1, b)])[0] == .5
 
 
 # --- the learning curve ---------------------------------------------------------------------------------------------
@@ -252,9 +254,9 @@ def test_a_changed_method_is_fitted_again_and_others_are_not(run, monkeypatch):
     assert learning_curve(run, {"fixed": strong}, **asked).equals(first)
 
 
-def test_the_quick_configuration_changes_runs_and_fits_only():
-    assert quick(EvaluationConfig(cost_weights=(0.0, 3.0))) == EvaluationConfig(runs=1, fits=2, cost_weights=(0.0, 3.0))
-    assert quick(FEW) == FEW
+def test_the_quick_configuration_changes_fits_only():
+    assert quick(EvaluationConfig(cost_weights=(0.0, 3.0))) == EvaluationConfig(fits=2, cost_weights=(0.0, 3.0))
+    assert quick(FEW) == replace(FEW, fits=FEW.other_fits)
 
 
 def test_a_missing_run_stays_missing(demo_world):

@@ -27,15 +27,16 @@ from ..single_turn.metrics import Scores, stack
 from ..single_turn.neural import GraphRouter, ModelSAT, PromptModelNetwork
 from ..single_turn.two_model import FrugalGPT
 
-# %% ../../nbs/analyses/09_defects.ipynb #cell-004
+# %% ../../nbs/analyses/09_defects.ipynb #95833e83
 @dataclass
 class NoisyEmbedLLM(EmbedLLM):
     "EmbedLLM with the noise of its training in every answer, as `mf.py` has it: asked twice, it may choose otherwise."
 
-    def fit(self, embeddings: np.ndarray, score: np.ndarray, cost: np.ndarray) -> "NoisyEmbedLLM":
+    def fit(self, embeddings: np.ndarray, score: np.ndarray, cost: np.ndarray,
+            names: Sequence | None = None) -> "NoisyEmbedLLM":
         "As `EmbedLLM`."
         self._rng = np.random.default_rng(self.seed)
-        return super().fit(embeddings, score, cost)
+        return super().fit(embeddings, score, cost, names)
 
     def predict(self, embeddings: np.ndarray) -> np.ndarray:
         "Log odds of success (n, M) for `embeddings` (n, d), with noise."
@@ -57,7 +58,7 @@ def _states(kinds: tuple):
     try: yield found
     finally: hook.remove()
 
-# %% ../../nbs/analyses/09_defects.ipynb #cell-009
+# %% ../../nbs/analyses/09_defects.ipynb #637d9de4
 @dataclass
 class _Watched(GraphRouter):
     "GraphRouter for scores alone, and what it says to the prompts `asked` at each look."
@@ -70,7 +71,8 @@ class _Watched(GraphRouter):
     def _look(self, net, data, known, q, task, utility):
         models, gain = super()._look(net, data, known, q, task, utility)
         with torch.no_grad():
-            self.said.append(self._rated(net, models, ~np.isnan(utility).all(0), *self._inputs(self.asked)))
+            said = self._rated(net, models, ~np.isnan(utility).all(0), *self._inputs(self.asked))
+        self.said.append(self.placed(said))
         return models, gain
 
 # %% ../../nbs/analyses/09_defects.ipynb #cell-011
@@ -132,12 +134,12 @@ def _slips(matrix, queries, seed, studied) -> pd.DataFrame:
         parts += [pd.DataFrame(dict(method=name, slip=slip, answerer=who)) for slip, who in chosen.items()]
     return pd.concat(parts, ignore_index=True)
 
-# %% ../../nbs/analyses/09_defects.ipynb #cell-028
+# %% ../../nbs/analyses/09_defects.ipynb #934a48d4
 def _with_and_without(utility, matrix, queries, asked):
     "`every_look` of EmbedLLM, and of it with noise, from one fit: noise when routing changes nothing of the learning."
     router = utility.router
-    both = _at_each_look(utility, matrix, queries, lambda: np.stack([
-        EmbedLLM.predict(router, asked.embeddings), router.predict(asked.embeddings)]))
+    both = _at_each_look(utility, matrix, queries, lambda: utility.placed(np.stack([
+        EmbedLLM.predict(router, asked.embeddings), router.predict(asked.embeddings)])))
     return both[:, 0], both[:, 1]
 
 # %% ../../nbs/analyses/09_defects.ipynb #cell-030

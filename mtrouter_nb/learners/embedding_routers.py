@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['ModelFactors', 'EmbedLLM', 'sample_llm_loss', 'cluster_loss', 'DualContrastive', 'RouterDC', 'AvengersPro']
 
-# %% ../../nbs/learners/02_embedding_routers.ipynb #cell-001
+# %% ../../nbs/learners/02_embedding_routers.ipynb #e5709b0e
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,8 @@ import torch
 from sklearn.preprocessing import normalize
 from torch import nn
 
-from .fitting import Best, descend, held_out_rows, seeded, spherical_clusters
+from .fitting import (Best, descend, drawn_by_name, held_out_rows, seeded, spherical_clusters,
+                                          tie_order)
 
 # %% ../../nbs/learners/02_embedding_routers.ipynb #cell-004
 def _checked(embeddings, score, cost):
@@ -31,15 +33,15 @@ def _checked(embeddings, score, cost):
         raise ValueError(f"{known.sum()} prompts have a score; at least two are needed.")
     return embeddings[known], score[known], cost[known]
 
-# %% ../../nbs/learners/02_embedding_routers.ipynb #cell-010
+# %% ../../nbs/learners/02_embedding_routers.ipynb #b514b78a
 class ModelFactors(nn.Module):
-    "EmbedLLM's network over d-dimensional prompts and m models, in its collapsed form."
+    "EmbedLLM's network over d-dimensional prompts, in its collapsed form. `models` (m, dim): their first vectors."
 
-    def __init__(self, d: int, m: int, dim: int):
+    def __init__(self, d: int, models: torch.Tensor):
         super().__init__()
-        self.models = nn.Embedding(m, dim)
-        self.project = nn.Linear(d, dim)
-        self.classify = nn.Linear(dim, 2)
+        self.models = nn.Embedding.from_pretrained(models, freeze=False)
+        self.project = nn.Linear(d, models.shape[1])
+        self.classify = nn.Linear(models.shape[1], 2)
 
     def collapsed(self) -> tuple[torch.Tensor, torch.Tensor]:
         "The network as one linear map: weight (m, 2, d) and bias (m, 2)."
@@ -52,7 +54,7 @@ class ModelFactors(nn.Module):
         every = (q @ weight.flatten(0, 1).T).unflatten(1, weight.shape[:2]) + bias
         return every[torch.arange(len(q)), model]
 
-# %% ../../nbs/learners/02_embedding_routers.ipynb #cell-013
+# %% ../../nbs/learners/02_embedding_routers.ipynb #543c8d7f
 @dataclass
 class EmbedLLM:
     "Whether a model solves a prompt, by factorisation; dollars are not used. `history_`: (training, validation) loss."
@@ -66,12 +68,14 @@ class EmbedLLM:
     validation: float = 0.1
     seed: int = 0
 
-    def fit(self, embeddings: np.ndarray, score: np.ndarray, cost: np.ndarray) -> "EmbedLLM":
-        "Learn from `embeddings` (n, d), `score` (n, M) and `cost` (n, M); NaN scores are left out."
+    def fit(self, embeddings: np.ndarray, score: np.ndarray, cost: np.ndarray,
+            names: Sequence | None = None) -> "EmbedLLM":
+        "Learn from `embeddings` (n, d), `score` (n, M) and `cost` (n, M); NaN scores are left out. `names` (M,)."
         embeddings, score, _ = _checked(embeddings, score, cost)
         parts = [self._rows(embeddings, score, rows) for rows in held_out_rows(len(score), self.validation, self.seed)]
         with seeded(self.seed):
-            self.network = ModelFactors(embeddings.shape[1], score.shape[1], self.dim)
+            models = drawn_by_name(names or range(score.shape[1]), self.dim, self.seed)
+            self.network = ModelFactors(embeddings.shape[1], models)
             self._train(*parts)
         return self
 
@@ -106,12 +110,16 @@ class EmbedLLM:
             weight, bias = (pair[:, 1] - pair[:, 0] for pair in self.network.collapsed())
             return (torch.as_tensor(embeddings, dtype=torch.float32) @ weight.T + bias).numpy()
 
-# %% ../../nbs/learners/02_embedding_routers.ipynb #cell-017
-def sample_llm_loss(similarity: torch.Tensor, score: torch.Tensor, top_k: int = 3, last_k: int = 3) -> torch.Tensor:
+# %% ../../nbs/learners/02_embedding_routers.ipynb #a6fdcb4d
+def sample_llm_loss(similarity: torch.Tensor, score: torch.Tensor, top_k: int = 3, last_k: int = 3,
+                    key: torch.Tensor | None = None) -> torch.Tensor:
     """RouterDC's loss of similarities (n, M) given scores (n, M); a model whose score is NaN is neither good nor bad.
 
-    The paper's sample-LLM loss as in `RouterModule.compute_sample_llm_loss`.
+    The paper's sample-LLM loss as in `RouterModule.compute_sample_llm_loss`, but of models with equal scores those of
+    the lowest `key` (n, M) come first; drawn at random when None.
     """
+    order = (torch.rand(score.shape) if key is None else key).argsort(dim=1)
+    similarity, score = similarity.gather(1, order), score.gather(1, order)
     missing, k = score.isnan(), min(last_k, score.shape[1])
     best, good = score.masked_fill(missing, -torch.inf).sort(dim=1, descending=True, stable=True)
     worst, bad = (part[:, :k] for part in score.masked_fill(missing, torch.inf).sort(dim=1, stable=True))
@@ -140,16 +148,19 @@ def cluster_loss(hidden: torch.Tensor, cluster: torch.Tensor, negatives: int = 3
     chosen = (unit @ unit.T).gather(1, torch.cat([partner, others], 1))
     return -torch.log_softmax(chosen, 1)[:, 0].mean()
 
-# %% ../../nbs/learners/02_embedding_routers.ipynb #cell-023
+# %% ../../nbs/learners/02_embedding_routers.ipynb #48a53dec
 class DualContrastive(nn.Module):
-    "RouterDC's network: a linear map, at first the identity, in place of the encoder's training; a vector per model."
+    """RouterDC's network: a linear map, at first the identity, in place of the encoder's training; a vector per model.
 
-    def __init__(self, d: int, m: int):
+    `models` (m, d): these vectors as they are at first.
+    """
+
+    def __init__(self, d: int, models: torch.Tensor):
         super().__init__()
         self.encode = nn.Linear(d, d)
         nn.init.eye_(self.encode.weight)
         nn.init.zeros_(self.encode.bias)
-        self.models = nn.Parameter(0.78 * torch.randn(m, d))
+        self.models = nn.Parameter(models)
 
     def forward(self, q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         "Cosine similarities (n, m) of prompts and models, and the encoded prompts (n, d)."
@@ -157,7 +168,7 @@ class DualContrastive(nn.Module):
         unit = nn.functional.normalize
         return unit(hidden, dim=1) @ unit(self.models, dim=1).T, hidden
 
-# %% ../../nbs/learners/02_embedding_routers.ipynb #cell-026
+# %% ../../nbs/learners/02_embedding_routers.ipynb #6d48c8db
 @dataclass
 class RouterDC:
     """Dual contrastive router: prompts near the models that solve them. Dollars are not used.
@@ -177,15 +188,17 @@ class RouterDC:
     validation: float = 0.1
     seed: int = 0
 
-    def fit(self, embeddings: np.ndarray, score: np.ndarray, cost: np.ndarray) -> "RouterDC":
-        "Learn from `embeddings` (n, d), `score` (n, M) and `cost` (n, M); NaN scores are left out."
+    def fit(self, embeddings: np.ndarray, score: np.ndarray, cost: np.ndarray,
+            names: Sequence | None = None) -> "RouterDC":
+        "Learn from `embeddings` (n, d), `score` (n, M) and `cost` (n, M); NaN scores are left out. `names` (M,)."
         embeddings, score, _ = _checked(embeddings, score, cost)
         group = np.zeros(len(score), int)
         if self.cluster_weight:
             group = spherical_clusters(normalize(embeddings), self.clusters, self.seed).labels_
         data = [torch.from_numpy(a) for a in (embeddings, score, group.astype("i8"))]
         with seeded(self.seed):
-            self.network = DualContrastive(embeddings.shape[1], score.shape[1])
+            models = 0.78 * drawn_by_name(names or range(score.shape[1]), embeddings.shape[1], self.seed)
+            self.network = DualContrastive(embeddings.shape[1], models)
             self._train(data, *map(torch.from_numpy, held_out_rows(len(score), self.validation, self.seed)))
         return self
 
@@ -207,12 +220,12 @@ class RouterDC:
     def _train(self, data, train, held):
         net = self.network
         optimizer = torch.optim.AdamW(net.parameters(), lr=self.learning_rate, fused=True)
-        best, self.history_ = Best(net), []
+        best, self.history_, key = Best(net), [], torch.rand(len(held), data[1].shape[1])  # one for all looks
         for step, batch in enumerate(self._batches(train), 1):
             descend(self._loss(*(part[batch] for part in data)), optimizer)
             if step % self.every == 0 or step == self.steps:
                 with torch.no_grad():
-                    error = sample_llm_loss(net(data[0][held])[0], data[1][held], self.top_k, self.last_k).item()
+                    error = sample_llm_loss(net(data[0][held])[0], data[1][held], self.top_k, self.last_k, key).item()
                 self.history_.append(error)
                 best.look(error)
         best.restore()
@@ -230,12 +243,13 @@ def _spread(value):
     gap = high - low
     return np.where(gap > 0, (value - low) / np.where(gap > 0, gap, 1), np.where(np.isnan(value), np.nan, 1.0))
 
-# %% ../../nbs/learners/02_embedding_routers.ipynb #cell-033
+# %% ../../nbs/learners/02_embedding_routers.ipynb #87f3ff0d
 @dataclass
 class AvengersPro:
     """Rankings of the models in clusters of prompts, by score and dollars. `alpha`: weight of the score, 0 to 1.
 
-    A model that has no run in a cluster stands last there.
+    A model that has no run in a cluster stands last there. Of equal models the better one overall stands first, see
+    `tie_order`.
     """
     alpha: float = 0.7
     clusters: int = 25
@@ -243,13 +257,15 @@ class AvengersPro:
     beta: float = 9.0
     seed: int = 0
 
-    def fit(self, embeddings: np.ndarray, score: np.ndarray, cost: np.ndarray) -> "AvengersPro":
-        "Learn from `embeddings` (n, d), `score` (n, M) and `cost` (n, M); NaN cells are left out."
+    def fit(self, embeddings: np.ndarray, score: np.ndarray, cost: np.ndarray,
+            names: Sequence | None = None) -> "AvengersPro":
+        "Learn from `embeddings` (n, d), `score` (n, M) and `cost` (n, M); NaN cells are left out. `names` (M,)."
         embeddings, score, cost = _checked(embeddings, score, cost)
         kmeans = spherical_clusters(normalize(embeddings), self.clusters, self.seed)
         self.centers = kmeans.cluster_centers_
         member = kmeans.labels_ == np.arange(len(self.centers))[:, None]
         cost = np.where(np.isnan(score), np.nan, cost)
+        self.order = tie_order(score, cost, names)
         self.score, self.cost = (self._means(member, value) for value in (score, cost))
         return self
 
@@ -261,13 +277,14 @@ class AvengersPro:
         return np.where(count > 0, member.astype(float) @ np.where(known, value, 0) / np.maximum(count, 1), np.nan)
 
     def ranks(self, alpha: float = None) -> np.ndarray:
-        "Place (k, M) of each model in each cluster, 0 the best; ties go to the model that stands first."
+        "Place (k, M) of each model in each cluster, 0 the best; ties by `tie_order`."
         alpha = self.alpha if alpha is None else alpha
         dearest = np.max(self.cost, 1, initial=0, where=~np.isnan(self.cost), keepdims=True)
         cheap = 1 - self.cost / np.where(dearest > 0, dearest, 1)
         value = (alpha * _spread(self.score) if alpha else 0) + ((1 - alpha) * cheap if alpha < 1 else 0)
         value = np.where(np.isnan(value) | np.isnan(self.score), -np.inf, value)
-        return np.argsort(np.argsort(-value, 1, kind="stable"), 1, kind="stable")
+        best = self.order[np.argsort(-value[:, self.order], 1, kind="stable")]
+        return np.argsort(best, 1)
 
     def predict(self, embeddings: np.ndarray, alpha: float = None) -> np.ndarray:
         "Utility (n, M) for `embeddings` (n, d); `alpha` in place of the router's own."

@@ -127,12 +127,21 @@ def cascade_moves(world: ReplayWorld, rows: pd.DataFrame) -> pd.DataFrame:
 class Results:
     """`rollouts`: one row per (rights, split, method, parameter, task). `predictions`, `fits`: of the estimators.
 
+    `repeats`: the same rows fit by fit, of methods with several fits, under `RIGHTS` at `OPERATING_POINTS` only.
     `moves`: one row per turn of the test split, for `RIGHTS` and `MOVES_COST_WEIGHTS` only.
     """
     rollouts: pd.DataFrame
+    repeats: pd.DataFrame
     predictions: pd.DataFrame
     fits: pd.DataFrame
     moves: pd.DataFrame
+
+    @property
+    def every_fit(self) -> pd.DataFrame:
+        "`rollouts` under `RIGHTS`, with a row per fit (column `fit`) where a method has several."
+        averaged = ~self.rollouts["method"].isin(self.repeats["method"].unique() if len(self.repeats) else [])
+        main = self.rollouts["rights"].isin([r.name for r in RIGHTS])
+        return pd.concat([self.rollouts[averaged & main].assign(fit=0), self.repeats], ignore_index=True)
 
 
 def _fixed(world, config) -> dict:

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from ..core.splits import stable_hash
 from ..core.text import strip_countdown
 from ..data.pool import ModelPool
 from ..data.turns import (ErrorRule, LogError, TurnLog, error_severity, logged_costs, proposes,
@@ -59,8 +60,9 @@ def one_proposal_each(rights: Rights) -> Rights:
 class View:
     """What routers may read, n running episodes, M models.
 
-    `row` (n,): the episode's place in the batch. `available` (n, M): models that can act. `current` (n,): the model
-    that acted last, -1 before the first turn. `turns`, `proposals` (n, M): played so far in each model's own run.
+    `row` (n,): the episode's place in the batch. `lot` (M,): each model's lot where models are drawn, known by its name
+    alone, so that no draw depends on the pool's order. `available` (n, M): models that can act. `current` (n,): the
+    model that acted last, -1 before the first turn. `turns`, `proposals` (n, M): played so far in each model's own run.
     `turns_left`, `proposals_left` (n,), `usd_left` (n,; inf = unlimited), `seen_usd` (n,): spend from tokens seen.
     `error` (n,): severity of the last feedback's worst error, 0 if none. `x` (n, 3d + 3): history and rights.
     """
@@ -75,6 +77,7 @@ class View:
     usd_left: np.ndarray
     seen_usd: np.ndarray
     error: np.ndarray
+    lot: np.ndarray
     history: object  # a function () -> (n, 3d), so that routers that read no text cost no time
 
     def __len__(self):
@@ -100,7 +103,7 @@ class World(Protocol):
     tasks: pd.DataFrame
     pool: ModelPool
 
-    def play(self, tasks: np.ndarray, rights: Rights) -> Play:
+    def play(self, tasks: ArrayLike, rights: Rights) -> Play:
         "Start one episode per entry of `tasks` (row numbers of `self.tasks`)."
 
 # %% ../../nbs/multi_turn/02_replay.ipynb #cell-021
@@ -150,6 +153,7 @@ class ReplayWorld:
         m = pd.Index(pool.names).get_indexer(turns["model"])
         k = turns["turn"].to_numpy(int)
         self.shape = (len(self.tasks), len(pool), int(k.max()) + 1)
+        self.lot = np.argsort(np.argsort([stable_hash(name) for name in pool.names]))
         at = (t, m, k)
         self.base_row = _table(at, self.shape, np.arange(len(turns)), -1, int)
         self.cost = _table(at, self.shape, turn_costs(log, pool), 0.0, float)
@@ -252,7 +256,7 @@ class ReplayPlay:
                     turns=self.turns[rows], proposals=self.proposals[rows], turns_left=self.turns_left[rows],
                     proposals_left=self.proposals_left[rows], seen_usd=self.seen[rows],
                     usd_left=np.maximum(self.usd[rows] - self.seen[rows], 0), error=error,
-                    history=lambda: self.world.histories(task, current, played))
+                    lot=self.world.lot, history=lambda: self.world.histories(task, current, played))
 
     def step(self, choice: ArrayLike, propensity: ArrayLike | None = None) -> None:
         """Let model `choice[i]` act in the i-th running episode; -1 stops it. `propensity`: its probability, if drawn.

@@ -52,7 +52,7 @@ def _moves(play) -> pd.DataFrame:
     return pd.concat(steps).sort_values(["row", "turn"], kind="stable", ignore_index=True)
 
 # %% ../../nbs/multi_turn/06_rollout.ipynb #cell-010
-def roll(world: World, router: Router, tasks: np.ndarray, rights: Rights, seed: int = 0) -> Rollout:
+def roll(world: World, router: Router, tasks: ArrayLike, rights: Rights, seed: int = 0) -> Rollout:
     "Play one episode per entry of `tasks` (row numbers of `world.tasks`) with `router` under `rights`."
     play = world.play(tasks, rights)
     router.start(len(play.task), seed)

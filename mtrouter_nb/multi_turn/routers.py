@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['Router', 'best_available', 'Stateless', 'SingleModel', 'RandomRouter', 'RoundRobin', 'Heuristic', 'QRouter', 'route',
-           'EpisodeRouter', 'HindsightOracle']
+           'EpisodeRouter', 'HindsightOracle', 'Stay', 'BeyondNoise', 'TableRouter']
 
 # %% ../../nbs/multi_turn/03_routers.ipynb #cell-001
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-from .estimator import ClusterQ, OutcomeEstimator, PerModelRidge, rights_features
+from .estimator import (SITUATION, ClusterQ, LookupTable, OutcomeEstimator, PerModelRidge,
+                                              rights_features)
 from .replay import ReplayWorld, View
 
 # %% ../../nbs/multi_turn/03_routers.ipynb #cell-003
@@ -27,10 +29,18 @@ class Router(Protocol):
         "One model index per row of `view`; -1 stops the episode."
 
 # %% ../../nbs/multi_turn/03_routers.ipynb #cell-005
-def best_available(score: np.ndarray, available: np.ndarray) -> np.ndarray:
-    "The available model of the highest score in each row (ties: the lowest index); -1 where none is available."
-    masked = np.where(available, score, -np.inf)
-    return np.where(available.any(1), masked.argmax(1), -1)
+def best_available(score: np.ndarray, available: np.ndarray, *ties: np.ndarray) -> np.ndarray:
+    """The available model of the highest score in each row; -1 where none is available.
+
+    ties: (n, M) or (M,) each; of equals the one that is lowest in the first of them is taken, and so on; then the
+    first. A model whose score is missing is no candidate.
+    """
+    able = available & ~np.isnan(score)
+    best = able & (score == np.where(able, score, -np.inf).max(1, keepdims=True))
+    for tie in ties:
+        tie = np.where(best, tie, np.inf)
+        best &= tie == tie.min(1, keepdims=True)
+    return np.where(best.any(1), best.argmax(1), -1)
 
 # %% ../../nbs/multi_turn/03_routers.ipynb #cell-010
 class Stateless:
@@ -59,7 +69,7 @@ class RandomRouter:
 
     def choose(self, view: View) -> np.ndarray:
         # One draw per episode of the batch, running or not, so that an episode's draws do not depend on the others'.
-        u = self.rng.random((self.n, view.available.shape[1]))[view.row]
+        u = self.rng.random((self.n, len(view.lot)))[view.row][:, view.lot]
         self.propensity = 1 / np.maximum(view.available.sum(1), 1)
         return best_available(u, view.available)
 
@@ -91,13 +101,24 @@ class Heuristic:
 
     def choose(self, view: View) -> np.ndarray:
         rank = np.zeros(view.available.shape)
-        rank[:, list(self.cheap)] = 1 + self.rng.random((self.n, len(self.cheap)))[view.row]
+        cheap = list(self.cheap)
+        rank[:, cheap] = 1 + self.rng.random((self.n, len(view.lot)))[view.row][:, view.lot[cheap]]
         late = self.turns - view.turns_left >= np.ceil(2 / 3 * self.turns)
         rank[late, self.value] = 3
         rank[(view.current < 0) | (view.error > 0), self.strong] = 4
         return best_available(rank, view.available)
 
 # %% ../../nbs/multi_turn/03_routers.ipynb #cell-026
+def _greedy(score, usd, cost_weight, view) -> np.ndarray:
+    """The available model of the greatest score - cost_weight * dollars, the cheapest of equals.
+
+    cost_weight: a number or one per episode.
+    """
+    cost_weight = np.asarray(cost_weight, float)
+    cost_weight = cost_weight[view.row, None] if cost_weight.ndim else cost_weight
+    return best_available(score - cost_weight * usd, view.available, usd, view.lot)
+
+
 @dataclass
 class QRouter(Stateless):
     """Greedy on score - cost_weight * dollars, as `estimator.predict(x)` gives them.
@@ -109,10 +130,7 @@ class QRouter(Stateless):
     name: str = "MTRouter"
 
     def choose(self, view: View) -> np.ndarray:
-        score, usd = self.estimator.predict(view.x)
-        cost_weight = np.asarray(self.cost_weight, float)
-        cost_weight = cost_weight[view.row, None] if cost_weight.ndim else cost_weight
-        return best_available(score - cost_weight * usd, view.available)
+        return _greedy(*self.estimator.predict(view.x), self.cost_weight, view)
 
 # %% ../../nbs/multi_turn/03_routers.ipynb #cell-029
 def route(estimator: OutcomeEstimator | PerModelRidge | ClusterQ, history: np.ndarray, turns_left: int,
@@ -144,3 +162,53 @@ class HindsightOracle(EpisodeRouter):
         right = world.success[tasks]
         best = np.where(right.any(1), np.where(right, total, np.inf).argmin(1), total.argmin(1))
         return cls(best, "Oracle (hindsight)")
+
+# %% ../../nbs/multi_turn/03_routers.ipynb #78cb3953
+@dataclass
+class Stay:
+    "Asks `router` anew after `turns` turns of one model (inf: never), or when that model can act no more."
+    router: Router
+    turns: float
+    name: str = "Stay"
+
+    def start(self, n: int, seed: int) -> None:
+        self.router.start(n, seed)
+        self.since = np.zeros(n, int)
+
+    def choose(self, view: View) -> np.ndarray:
+        stays = _able(view) & (self.since[view.row] < self.turns)
+        self.since[view.row] = np.where(stays, self.since[view.row] + 1, 1)
+        return np.where(stays, view.current, self.router.choose(view))
+
+
+def _able(view) -> np.ndarray:
+    "Whether the model that acted last can act again (n,)."
+    return (view.current >= 0) & view.available[np.arange(len(view)), view.current]
+
+# %% ../../nbs/multi_turn/03_routers.ipynb #096d3f32
+@dataclass
+class BeyondNoise(Stateless):
+    "The best by the mean of several `estimators`, unless its lead over the model that acted last is within its spread."
+    estimators: Sequence
+    name: str = "Beyond noise"
+
+    def choose(self, view: View) -> np.ndarray:
+        score = np.stack([e.predict(view.x)[0] for e in self.estimators])
+        best, rows = best_available(score.mean(0), view.available), np.arange(len(view))
+        lead = score[:, rows, best] - score[:, rows, view.current]
+        return np.where(_able(view) & (lead.mean(0) <= lead.std(0)), view.current, best)
+
+# %% ../../nbs/multi_turn/03_routers.ipynb #f549e88f
+@dataclass
+class TableRouter(Stateless):
+    "Greedy on what `table` says; `domain` (n_episodes,): of each episode's task. `cost_weight`: as in `QRouter`."
+    table: LookupTable
+    domain: np.ndarray
+    cost_weight: object = 0.0
+    name: str = "Table"
+
+    def choose(self, view: View) -> np.ndarray:
+        met = np.empty(len(view), SITUATION)
+        met["domain"], met["turn"] = np.asarray(self.domain, object)[view.row], view.turns.sum(1)
+        met["proposals"], met["error"] = view.proposals.sum(1), view.error
+        return _greedy(*self.table.predict(met), self.cost_weight, view)

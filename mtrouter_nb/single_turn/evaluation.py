@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['ROUTERS', 'ABSENT', 'SMOKE_SEEDS', 'PROMPT_CUT', 'CHOSEN_POINT', 'PUBLISHED_POINT', 'RouterEntry', 'routers_for',
-           'encoded', 'queries_of', 'rows_of', 'Fit', 'run_fit', 'Bench', 'bench_results', 'comparable_outcomes',
-           'left_out', 'benches', 'answers', 'performance', 'curves']
+           'encoded', 'queries_of', 'rows_of', 'Fit', 'run_fit', 'Bench', 'bench_results', 'router_seconds',
+           'comparable_outcomes', 'left_out', 'benches', 'answers', 'performance', 'curves']
 
 # %% ../../nbs/single_turn/05_evaluation.ipynb #87af34b9
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from time import perf_counter
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from threadpoolctl import threadpool_limits
 
 from ..core.encoders import ENCODERS, MINILM, Encoder, TextEncoder
 from ..core.registry import Registry
+from ..core.splits import stable_hash
 from ..core.store import stored_all
 from ..core.text import Cut
 from ..data.outcomes import SEEDS, OutcomeMatrix, split
@@ -27,47 +29,55 @@ from .agreement_cascade import AgreementCascade, said_by
 from .interface import (AvengersProCurve, LacksInput, LogisticPerModel, NearestNeighbours,
                                                Queries, SingleTurnRouter, Utility, avengers, embedllm, routerdc)
 from .metrics import BEST, Scores, bounds, most_accurate, over_seeds, stack
-from .neural import GraphRouter, ModelSAT, MTRouterSingle
+from .neural import GraphRouter, ModelSAT, MTRouterSingle, PlainNetwork
 from .two_model import FrugalGPT, HybridLLM, RouteLLM, answer_embeddings
+from .yardsticks import OneModel, SupportVectorPerModel, WeightedElo
 
-# %% ../../nbs/single_turn/05_evaluation.ipynb #cell-004
+# %% ../../nbs/single_turn/05_evaluation.ipynb #47e47bac
 @dataclass(frozen=True)
 class RouterEntry:
     """A router by `name`. `make(seed)`: not fitted yet; `smoke(seed)`: a quicker one for smoke runs, where needed.
 
-    `group`: "router", or "yardstick" for a simple method that every other has to beat.
+    `group`: "router", or "yardstick" for a simple method that every other has to beat. `fits`: how many with other
+    random numbers are made on each split.
     """
     name: str
     make: Callable[[int], SingleTurnRouter]
     group: str = "router"
     smoke: Callable[[int], SingleTurnRouter] | None = None
+    fits: int = 1
 
     def __call__(self, seed: int) -> SingleTurnRouter: return self.make(seed)
 
 
 ROUTERS: Registry[RouterEntry] = Registry("router", [
     RouterEntry("RouterDC", routerdc, smoke=lambda seed: Utility(RouterDC(steps=60, seed=seed), "RouterDC")),
-    RouterEntry("EmbedLLM", embedllm), RouterEntry("MODEL-SAT", lambda seed: ModelSAT(seed=seed)),
+    RouterEntry("EmbedLLM", embedllm, fits=5), RouterEntry("MODEL-SAT", lambda seed: ModelSAT(seed=seed)),
     RouterEntry("Avengers", avengers), RouterEntry("HybridLLM", lambda seed: HybridLLM(seed=seed)),
     RouterEntry("FrugalGPT", lambda seed: FrugalGPT(seed=seed)),
-    RouterEntry("RouteLLM", lambda seed: RouteLLM(seed=seed)),
+    RouterEntry("RouteLLM", lambda seed: RouteLLM(seed=seed), fits=5),
     RouterEntry("GraphRouter", lambda seed: GraphRouter(seed=seed),
                 smoke=lambda seed: GraphRouter(steps=15, seed=seed)),
     RouterEntry("Avengers-Pro", lambda seed: AvengersProCurve(seed=seed)),
     RouterEntry("kNN", lambda seed: NearestNeighbours(seed=seed), "yardstick"),
     RouterEntry("Logistic", lambda seed: LogisticPerModel(seed=seed), "yardstick"),
+    RouterEntry("SVM", lambda seed: SupportVectorPerModel(seed=seed), "yardstick"),
+    RouterEntry("MLP", lambda seed: PlainNetwork(seed=seed), "yardstick"),
+    RouterEntry("Elo", lambda seed: WeightedElo(), "yardstick"),
+    RouterEntry("Smallest", lambda seed: OneModel(), "yardstick"),
+    RouterEntry("Largest", lambda seed: OneModel(dearest=True, name="Largest"), "yardstick"),
     RouterEntry("MTRouter", lambda seed: MTRouterSingle(seed=seed)),
     RouterEntry("Agreement cascade", lambda seed: AgreementCascade())])
-ABSENT = {"OpenRouter": "needs a release or live"}
+ABSENT = {"OpenRouter": "needs a release or live", "AutoMix": "needs the small model's checks of its own answers"}
 
-# %% ../../nbs/single_turn/05_evaluation.ipynb #cell-006
+# %% ../../nbs/single_turn/05_evaluation.ipynb #4ca491d1
 SMOKE_SEEDS = SEEDS[:1]
 
 
 def routers_for(profile: str) -> dict[str, Callable[[int], SingleTurnRouter]]:
     "name -> make(seed) of every router, for the profile full or smoke."
-    return {name: entry if profile == "full" or entry.smoke is None else RouterEntry(name, entry.smoke, entry.group)
-            for name, entry in ROUTERS.items()}
+    if profile == "full": return dict(ROUTERS)
+    return {name: replace(entry, make=entry.smoke or entry.make, fits=1) for name, entry in ROUTERS.items()}
 
 # %% ../../nbs/single_turn/05_evaluation.ipynb #cell-008
 PROMPT_CUT = Cut(512, 256)  # characters of a prompt that are embedded
@@ -99,13 +109,14 @@ def rows_of(matrix: OutcomeMatrix, seed: int) -> tuple[np.ndarray, np.ndarray, n
     one, other = split(matrix.take(train), seed + 1, 0.5)
     return train, train[one], train[other], test
 
-# %% ../../nbs/single_turn/05_evaluation.ipynb #cell-013
+# %% ../../nbs/single_turn/05_evaluation.ipynb #fd97fe62
 @dataclass(frozen=True)
 class Fit:
     """A router's settings (k) on the test rows (n) and validation rows (v: one half, then the other) of one seed.
 
     `answerer` (k, n), `score`, `cost` (k, n); `held_score`, `held_cost` (k, v), NaN where there is one setting only;
-    `ranking` (n, M), empty where the router has none; `note`: why there is nothing, where k is 0.
+    `ranking` (n, M), empty where the router has none; `note`: of the router, or why there is nothing, where k is 0;
+    `published`: number of the setting at which the router was published, where it has one.
     """
     settings: np.ndarray
     answerer: np.ndarray
@@ -115,13 +126,20 @@ class Fit:
     held_cost: np.ndarray
     ranking: np.ndarray
     note: str = ""
+    published: int | None = None
+
+    @property
+    def sole(self) -> np.ndarray:
+        "(k,): the model that answers every test prompt at a setting, -1 where there is more than one."
+        first = self.answerer[:, :1]
+        return np.where((self.answerer == first).all(1), first.max(1, initial=-1), -1)
 
     @staticmethod
     def none(note: str) -> "Fit":
         "Nothing, and why."
         return Fit(*(np.zeros((0, 0)) for _ in range(7)), note=note)
 
-# %% ../../nbs/single_turn/05_evaluation.ipynb #cell-015
+# %% ../../nbs/single_turn/05_evaluation.ipynb #f82adc75
 def _routed(matrix, queries, router, learn, meet):
     "Choices on the rows `meet` after learning from the rows `learn`, with their scores and dollars."
     choices = deepcopy(router).fit(matrix.take(learn), queries.take(learn)).choose(queries.take(meet))
@@ -140,7 +158,8 @@ def run_fit(matrix: OutcomeMatrix, queries: Queries, router: SingleTurnRouter, s
             halves = (other, one), (one, other)
             kept = np.concatenate([_routed(matrix, queries, router, *half)[1:] for half in halves], axis=2)
     ranking = np.zeros((0, 0)) if choices.ranking is None else choices.ranking.astype("f4")
-    return Fit(np.array(choices.settings, float), choices.answerer.astype("i2"), score, cost, *kept, ranking)
+    return Fit(np.array(choices.settings, float), choices.answerer.astype("i2"), score, cost, *kept, ranking,
+               choices.note, choices.published)
 
 # %% ../../nbs/single_turn/05_evaluation.ipynb #cell-017
 def _fit(matrix, queries, router, seed) -> dict:
@@ -252,7 +271,10 @@ def _references(matrix, train, test, seed):
     "Scores of models and bounds on the rows `test`, what is chosen being chosen on the rows `train`."
     return (Scores.of_models(matrix.take(test), seed), bounds(matrix.take(train), matrix.take(test), seed))
 
-# %% ../../nbs/single_turn/05_evaluation.ipynb #cell-021
+# %% ../../nbs/single_turn/05_evaluation.ipynb #13214c09
+def _random_seed(seed: int, i: int) -> int: return stable_hash(seed, i) % 2**31 if i else seed
+
+# %% ../../nbs/single_turn/05_evaluation.ipynb #349ecfa6
 def bench_results(matrix: OutcomeMatrix, queries: Queries,
                   routers: Mapping[str, Callable[[int], SingleTurnRouter]] | None = None, seeds: Sequence[int] = SEEDS,
                   workers: int = 2, progress: bool = True) -> Bench:
@@ -261,11 +283,38 @@ def bench_results(matrix: OutcomeMatrix, queries: Queries,
     A fit is known by the router's class and fields, so that a change of one router leaves the others' fits alone.
     """
     routers = ROUTERS if routers is None else routers
-    each = [(name, seed) for name in routers for seed in seeds]
-    jobs = [(matrix, queries, routers[name](seed), seed) for name, seed in each]
-    fits = stored_all(_fit, jobs, matrix.name, workers, progress)
+    each = [(name, seed, i) for name in routers for seed in seeds for i in range(getattr(routers[name], "fits", 1))]
+    jobs = [(matrix, queries, routers[name](_random_seed(seed, i)), seed) for name, seed, i in each]
+    made = {key: Fit(**fit) for key, fit in zip(each, stored_all(_fit, jobs, matrix.name, workers, progress))}
     groups = {name: make.group for name, make in routers.items() if isinstance(make, RouterEntry)}
-    return Bench(matrix, queries, {key: Fit(**fit) for key, fit in zip(each, fits)}, groups)
+    further = {}
+    for (name, seed, i), fit in made.items():
+        if i: further.setdefault((name, seed), []).append(fit)
+    return Bench(matrix, queries, {(name, seed): fit for (name, seed, i), fit in made.items() if not i}, groups,
+                 further)
+
+# %% ../../nbs/single_turn/05_evaluation.ipynb #f8a63531
+def router_seconds(matrix: OutcomeMatrix, queries: Queries,
+                   routers: Mapping[str, Callable[[int], SingleTurnRouter]] | None = None, seed: int = SEEDS[0],
+                   repeats: int = 3) -> pd.DataFrame:
+    """Columns method, prompts, settings, seconds_per_prompt: the fastest of `repeats` calls of `choose` on the test
+    prompts, on one thread, after fitting on the training prompts of `seed`. Without routers that lack what they need.
+    """
+    routers, (train, _, _, test), rows = ROUTERS if routers is None else routers, rows_of(matrix, seed), []
+    asked = queries.take(test)
+    for name in routers:
+        try: router = routers[name](seed).fit(matrix.take(train), queries.take(train))
+        except LacksInput: continue
+        with threadpool_limits(1): times = [_seconds(router.choose, asked) for _ in range(repeats)]
+        rows.append((name, len(test), len(times[0][1].settings), min(times, key=lambda t: t[0])[0] / len(test)))
+    return pd.DataFrame(rows, columns=["method", "prompts", "settings", "seconds_per_prompt"])
+
+
+def _seconds(call, *args):
+    "(seconds, value) of a call."
+    start = perf_counter()
+    value = call(*args)
+    return perf_counter() - start, value
 
 # %% ../../nbs/single_turn/05_evaluation.ipynb #b101d70d
 def comparable_outcomes(source: str = "auto", profile: str = "full") -> list[OutcomeMatrix]:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['choose_pair', 'HybridLLM', 'RouteLLM', 'answer_embeddings', 'PairCascade', 'within', 'FrugalGPT']
 
-# %% ../../nbs/single_turn/01_two_model.ipynb #cell-002
+# %% ../../nbs/single_turn/01_two_model.ipynb #b9d45126
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
@@ -17,16 +17,17 @@ from torch import nn
 from ..core.encoders import TextEncoder
 from ..core.stats import known_mean
 from ..data.outcomes import OutcomeError, OutcomeMatrix
-from ..learners.fitting import Best, descend, held_out_rows, seeded
-from .interface import Choices, LacksInput, Queries
+from ..learners.fitting import Best, descend, drawn_by_name, held_out_rows, seeded
+from .interface import Choices, LacksInput, OrderFree, Queries, in_own_order
 
-# %% ../../nbs/single_turn/01_two_model.ipynb #cell-007
+# %% ../../nbs/single_turn/01_two_model.ipynb #05c38a7a
 def choose_pair(matrix: OutcomeMatrix, among: Iterable[str] | None = None) -> tuple[str, str]:
     """(small, large) from the rows of `matrix`, which are to be training rows.
 
     among: models that may be the small one; all when None. Raises `OutcomeError` where there are no two models with a
     score in every dataset.
     """
+    matrix, *_ = in_own_order(matrix)
     accuracy = np.mean([known_mean(matrix.score[matrix.dataset == d]) for d in range(len(matrix.datasets))], 0)
     names = set(matrix.models if among is None else among)
     allowed = [m for m, name in enumerate(matrix.models) if name in names and accuracy[m] >= 0]
@@ -115,15 +116,16 @@ def _thresholds(chance, grid: int) -> list[float]:
     ".5, then 0, `grid` quantiles of `chance` (n,), and 1."
     return [.5, 0.0, *np.quantile(chance, np.linspace(0, 1, grid)).tolist(), 1.0]
 
-# %% ../../nbs/single_turn/01_two_model.ipynb #cell-026
+# %% ../../nbs/single_turn/01_two_model.ipynb #fd4763c3
 def _sweep(chance, thresholds, pair) -> Choices:
-    "(small, large) = `pair`: the large model where `chance` (n,) is at least the threshold."
+    "(small, large) = `pair`: the large model where `chance` (n,) is at least the threshold; the first is published."
     small, large = pair
-    return Choices(list(thresholds), np.where(chance >= np.array(thresholds)[:, None], large, small))
+    answerer = np.where(chance >= np.array(thresholds)[:, None], large, small)
+    return Choices(list(thresholds), answerer, published=0)
 
-# %% ../../nbs/single_turn/01_two_model.ipynb #cell-031
+# %% ../../nbs/single_turn/01_two_model.ipynb #689b3f5e
 @dataclass
-class HybridLLM:
+class HybridLLM(OrderFree):
     """Small or large, from the prompt. `pair`: (small, large) by name; None: `choose_pair` on the training rows.
 
     `t`: how much worse the small model may be. Weight decay, warm-up, linear decay and the effective batch of 512 are
@@ -144,7 +146,7 @@ class HybridLLM:
     seed: int = 0
     name: str = "HybridLLM"
 
-    def fit(self, matrix: OutcomeMatrix, queries: Queries) -> "HybridLLM":
+    def learn(self, matrix: OutcomeMatrix, queries: Queries) -> None:
         "Learn where the small model falls short. Raises ValueError where fewer than two prompts have both scores."
         self.pair_ = small, large = _columns(matrix, self.pair)
         seen = ~np.isnan(matrix.score[:, self.pair_]).any(1)
@@ -152,24 +154,23 @@ class HybridLLM:
         self.heads = _heads(self)
         self.heads.fit(queries.embeddings[seen], needed, queries.items["item_id"][seen])
         self.thresholds = _thresholds(self.heads.own_, self.grid)
-        return self
 
     def needed(self, queries: Queries) -> np.ndarray:
         "Probability (n,) that the small model does worse than the large one."
         return self.heads.chance(queries.embeddings)
 
-    def choose(self, queries: Queries) -> Choices:
+    def route(self, queries: Queries) -> Choices:
         "One setting per threshold: .5, then from the large model alone (0) to the small one alone (1)."
         return _sweep(self.needed(queries), self.thresholds, self.pair_)
 
-# %% ../../nbs/single_turn/01_two_model.ipynb #cell-035
+# %% ../../nbs/single_turn/01_two_model.ipynb #568aaac7
 class _Duel(nn.Module):
-    "s(strong) - s(weak) of prompts (n, d); the vectors of the two models are rows of `models`."
+    "s(strong) - s(weak) of prompts (n, d). `models` (2, d): the vectors of the two, at first."
 
-    def __init__(self, d: int):
+    def __init__(self, models: torch.Tensor):
         super().__init__()
-        self.models = nn.Parameter(torch.randn(2, d))
-        self.weigh = nn.Linear(d, 1, bias=False)
+        self.models = nn.Parameter(models)
+        self.weigh = nn.Linear(models.shape[1], 1, bias=False)
 
     def linear(self) -> torch.Tensor:
         "The whole as one vector (d,)."
@@ -178,9 +179,9 @@ class _Duel(nn.Module):
 
     def forward(self, q: torch.Tensor) -> torch.Tensor: return q @ self.linear()
 
-# %% ../../nbs/single_turn/01_two_model.ipynb #cell-038
+# %% ../../nbs/single_turn/01_two_model.ipynb #a828f488
 @dataclass
-class RouteLLM:
+class RouteLLM(OrderFree):
     """Weak or strong by win rate. `pair`: (weak, strong) by name; None: `choose_pair` on the training rows.
 
     All numbers are the original's. As there, the epoch that is right on most of the held-out battles is kept; of
@@ -196,17 +197,17 @@ class RouteLLM:
     seed: int = 0
     name: str = "RouteLLM"
 
-    def fit(self, matrix: OutcomeMatrix, queries: Queries) -> "RouteLLM":
+    def learn(self, matrix: OutcomeMatrix, queries: Queries) -> None:
         "Learn from the battles; where there is none, win rates stay as they began."
         self.pair_ = weak, strong = _columns(matrix, self.pair)
         lead = np.nan_to_num(matrix.score[:, strong] - matrix.score[:, weak])
         battle = np.flatnonzero(lead)
         q, sign = torch.from_numpy(queries.embeddings[battle]), torch.from_numpy(np.sign(lead[battle]).astype("f4"))
+        names = [matrix.models[m] for m in (strong, weak)]
         with seeded(self.seed):
-            self.network = _Duel(queries.embeddings.shape[1])
+            self.network = _Duel(drawn_by_name(names, queries.embeddings.shape[1], self.seed))
             if len(battle) > 1: self._train(q, sign, *held_out_rows(len(battle), self.validation, self.seed))
         self.thresholds = _thresholds(self.win_rate(queries), self.grid)
-        return self
 
     def _train(self, q, sign, train, held):
         net, loss_of = self.network, nn.functional.softplus
@@ -225,7 +226,7 @@ class RouteLLM:
         with torch.no_grad(): linear = self.network.linear().numpy().astype(float)
         return _chance(queries.embeddings, (linear, 0.0))
 
-    def choose(self, queries: Queries) -> Choices:
+    def route(self, queries: Queries) -> Choices:
         "One setting per threshold: .5, then from the strong model alone (0) to the weak one alone (1)."
         return _sweep(self.win_rate(queries), self.thresholds, self.pair_)
 
@@ -264,9 +265,9 @@ def within(budget: float, score: np.ndarray | list[float], cost: np.ndarray | li
     score, cost = np.asarray(score, float), np.asarray(cost, float)
     return int(np.lexsort((cost, -np.where(cost <= max(budget, cost.min()), score, -np.inf)))[0])
 
-# %% ../../nbs/single_turn/01_two_model.ipynb #cell-051
+# %% ../../nbs/single_turn/01_two_model.ipynb #40147a4d
 @dataclass
-class FrugalGPT:
+class FrugalGPT(OrderFree):
     """A cascade over (small, large), with a scorer that reads the answer. Settings are budgets, USD per prompt.
 
     `pair`: by name; None: `choose_pair` on the training rows, the small one with known answers. Needs
@@ -290,7 +291,7 @@ class FrugalGPT:
     seed: int = 0
     name: str = "FrugalGPT"
 
-    def fit(self, matrix: OutcomeMatrix, queries: Queries) -> "FrugalGPT":
+    def learn(self, matrix: OutcomeMatrix, queries: Queries) -> None:
         "Train the scorer, then choose cascades. Raises LacksInput where there are no answers to read."
         answered = [m for m in matrix.models if m in (queries.answers or {})]
         if self.sees_answer and not answered: raise LacksInput("needs answer texts")
@@ -300,7 +301,6 @@ class FrugalGPT:
         if not self.readable: raise LacksInput(f"needs answer texts of {' or '.join(self.pair)}")
         chance = self._train_scorer(matrix, queries)
         self._choose_cascades(self._candidates(pair, chance), chance, matrix.score, matrix.cost)
-        return self
 
     def _input(self, queries, column):
         "(n, f): what the scorer reads when the model in `column` has answered; NaN in rows without an answer."
@@ -346,7 +346,7 @@ class FrugalGPT:
         self.settings = [self.budget, *np.linspace(spent.min(), spent.max(), self.budgets - 1).tolist()]
         self.cascades = [candidates[within(budget, worth, spent)] for budget in self.settings]
 
-    def choose(self, queries: Queries) -> Choices:
+    def route(self, queries: Queries) -> Choices:
         "One setting per budget."
         asked = {c.first for c in self.cascades if c.threshold > -np.inf}
         chance = {m: self.heads.chance(self._input(queries, m)) for m in asked}
@@ -354,7 +354,7 @@ class FrugalGPT:
         first, second = (np.array([getattr(c, f) for c in self.cascades])[:, None] for f in ("first", "second"))
         column = np.arange(len(self.models))
         paid = (first[..., None] == column) | ((second[..., None] == column) & ~keep[..., None])
-        return Choices(self.settings, np.where(keep, first, second), paid)
+        return Choices(self.settings, np.where(keep, first, second), paid, published=0 if len(keep) > 1 else None)
 
 # %% ../../nbs/single_turn/01_two_model.ipynb #cell-053
 def _played(cascade, chance, score, cost, rows):

@@ -1,0 +1,56 @@
+"""No choice of a multi-turn router depends on the order in which the pool lists its models."""
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from mtrouter_nb.core.encoders import TextEncoder
+from mtrouter_nb.data.demo import load_demo
+from mtrouter_nb.data.pool import demo_pool
+from mtrouter_nb.multi_turn.contenders import CONTENDERS, run_contender
+from mtrouter_nb.multi_turn.history import HistoryEncoder
+from mtrouter_nb.multi_turn.planning import PlannerConfig
+from mtrouter_nb.multi_turn.replay import OPEN, ReplayWorld
+from mtrouter_nb.multi_turn.rollout import random_trajectories
+from mtrouter_nb.multi_turn.trials import EvaluationConfig, splits
+
+CONFIG = EvaluationConfig(folds=2, runs=2, fits=2, other_fits=2, random_seeds=2, epochs=3, cost_weights=(0.0, 1.0),
+                          budgets=(0.0005, 0.01), weights=(0.0, 0.3, 1.0), split_seeds=(0,), task_budgets=(0.001, 0.01),
+                          planner=PlannerConfig(longest=2, runs=1, trees=2))
+ROW = ["rights", "method", "parameter", "task_id"]
+# sums over columns in another order end in other bits, and a fit of many steps makes more of them
+NEARLY = {"MTRouter": .9, "EmbedLLM": .9, "RouterDC": .9}
+
+
+@pytest.fixture(scope="module")
+def worlds():
+    log, pool = load_demo().select(task_ids=load_demo().tasks["task_id"][::2]), demo_pool()
+    history = HistoryEncoder(TextEncoder(progress=False))
+    return [ReplayWorld(log, pool.subset(names), history) for names in (pool.names, pool.names[::-1])]
+
+
+def test_random_runs_are_the_same_runs(worlds):
+    one, other = (random_trajectories(w, np.arange(len(w.tasks)), OPEN, 1, 0).turns for w in worlds)
+    assert one["model"].tolist() == other["model"].tolist()
+
+
+def played(world, name, config=CONFIG):
+    return run_contender(world, splits(world.tasks, 2)[0], config, CONTENDERS[name])["rollouts"].set_index(ROW)
+
+
+def agreement(one, other):
+    "Share of the episodes that end alike."
+    other = other.reindex(one.index)
+    return (np.isclose(one["score"], other["score"]) & np.isclose(one["cost_usd"], other["cost_usd"])).mean()
+
+
+@pytest.mark.parametrize("name", [name for name in CONTENDERS if name != "MTRouter-cost"])
+def test_a_permuted_pool_permutes_choices(worlds, name):
+    assert agreement(*(played(world, name) for world in worlds)) >= NEARLY.get(name, .999)
+
+
+def test_a_permuted_pool_moves_plans_no_more_than_a_seed(worlds):
+    "Randomised trees draw features by place, so that another order is another forest."
+    first, again = worlds
+    moved = agreement(played(first, "MTRouter-cost"), played(first, "MTRouter-cost", replace(CONFIG, seed=1)))
+    assert agreement(played(first, "MTRouter-cost"), played(again, "MTRouter-cost")) >= moved - .05
