@@ -21,7 +21,7 @@ from mtrouter_nb.multi_turn.evaluation import Experiment, Results
 from mtrouter_nb.multi_turn.trials import RIGHTS, EvaluationConfig, splits
 
 QUICK = EvaluationConfig(folds=2, runs=2, fits=2, other_fits=2, epochs=2, cost_weights=(0.0,), budgets=(0.0005, 0.01),
-                         random_seeds=1, weights=(0.0,))
+                         random_seeds=1, dollar_weights=(0.0,))
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,8 @@ from mtrouter_nb.multi_turn.rollout import random_trajectories
 from mtrouter_nb.multi_turn.trials import EvaluationConfig, splits
 
 CONFIG = EvaluationConfig(folds=2, runs=2, fits=2, other_fits=2, random_seeds=2, epochs=3, cost_weights=(0.0, 1.0),
-                          budgets=(0.0005, 0.01), weights=(0.0, 0.3, 1.0), split_seeds=(0,), task_budgets=(0.001, 0.01),
+                          budgets=(0.0005, 0.01), dollar_weights=(0.0, 0.3, 1.0), split_seeds=(0,),
+                          task_budgets=(0.001, 0.01),
                           planner=PlannerConfig(longest=2, runs=1, trees=2))
 ROW = ["rights", "method", "parameter", "task_id"]
 # sums over columns in another order end in other bits, and a fit of many steps makes more of them

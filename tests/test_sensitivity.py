@@ -7,8 +7,7 @@ import pytest
 
 from mtrouter_nb.analyses import sensitivity
 from mtrouter_nb.analyses.sensitivity import (ByGroup, RecentHistory, budget_unit, curve_rows, domain_cascade,
-                                              grow_pool, history_study, learning_curve, played, pool_rows, pool_study,
-                                              quick)
+                                              grow_pool, history_study, learning_curve, played, pool_rows, pool_study)
 from mtrouter_nb.multi_turn import metrics
 from mtrouter_nb.multi_turn.metrics import contrast
 from mtrouter_nb.multi_turn.trials import mean_of_repeats
@@ -16,7 +15,7 @@ from mtrouter_nb.core.encoders import StaticEncoder
 from mtrouter_nb.core.encoders import TextEncoder
 from mtrouter_nb.data.pool import demo_pool
 from mtrouter_nb.multi_turn.evaluation import Experiment
-from mtrouter_nb.multi_turn.trials import SMOKE, EvaluationConfig, splits
+from mtrouter_nb.multi_turn.trials import SMOKE, EvaluationConfig, few_fits, splits
 from mtrouter_nb.multi_turn.history import HistoryEncoder, RunningHistory
 from mtrouter_nb.multi_turn.replay import MATCHED, OPEN, ReplayWorld
 from mtrouter_nb.multi_turn.rollout import random_trajectories, roll
@@ -254,9 +253,9 @@ def test_a_changed_method_is_fitted_again_and_others_are_not(run, monkeypatch):
     assert learning_curve(run, {"fixed": strong}, **asked).equals(first)
 
 
-def test_the_quick_configuration_changes_fits_only():
-    assert quick(EvaluationConfig(cost_weights=(0.0, 3.0))) == EvaluationConfig(fits=2, cost_weights=(0.0, 3.0))
-    assert quick(FEW) == replace(FEW, fits=FEW.other_fits)
+def test_few_fits_changes_fits_only():
+    assert few_fits(EvaluationConfig(cost_weights=(0.0, 3.0))) == EvaluationConfig(fits=5, cost_weights=(0.0, 3.0))
+    assert few_fits(FEW) == replace(FEW, fits=FEW.other_fits)
 
 
 def test_a_missing_run_stays_missing(demo_world):

@@ -366,6 +366,30 @@ def test_folds_ignore_row_order_and_obey_the_seed():
     assert shuffled[folds.index].equals(folds) and not stratified_folds(tasks, seed=1).equals(folds)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_equal_prompts_share_a_fold_and_folds_stay_even(seed):
+    rng = np.random.default_rng(seed)
+    tasks = tasks_of(a=60, b=31)
+    said = rng.integers(0, 15, len(tasks))
+    lonely = rng.random(len(tasks)) < 0.5
+    tasks["prompt"] = np.where(lonely, tasks["task_id"], [(" Say\n it {}", "say it {}")[i % 2].format(k)
+                                                          for i, k in enumerate(said)])
+    folds = stratified_folds(tasks, 4, seed)
+    plain = tasks["prompt"].str.split().str.join(" ").str.casefold().to_numpy()
+    for _, of in folds.groupby([tasks["domain"].to_numpy(), plain]): assert of.nunique() == 1
+    sizes = folds.groupby(tasks["domain"].to_numpy()).value_counts().unstack()
+    assert (sizes.max(axis=1) - sizes.min(axis=1)).max() <= 1
+    mixed = tasks.sample(frac=1, random_state=seed)
+    assert stratified_folds(mixed, 4, seed)[folds.index].equals(folds)
+
+
+def test_no_fold_of_mint_parts_a_prompt(mint):
+    folds = stratified_folds(mint.tasks)
+    assert folds.groupby([mint.tasks["domain"].to_numpy(), mint.tasks["prompt"].to_numpy()]).nunique().max() == 1
+    sizes = folds.groupby(mint.tasks["domain"].to_numpy()).value_counts().unstack()
+    assert (sizes.max(axis=1) - sizes.min(axis=1)).max() <= 1
+
+
 def test_leave_one_domain_out():
     tasks = tasks_of(b=2, a=3)
     splits = list(leave_one_domain_out(tasks))

@@ -34,8 +34,8 @@ from ..multi_turn.trials import EvaluationConfig, splits
 class Facts:
     """What could be known of n tasks before any turn, and who was right on them.
 
-    `tasks`: task_id, domain. `prompt` (n, d): vectors. `others` (n, k): whether each of k models outside the pool was
-    right. `right` (n, M): whether each model of the pool was.
+    `tasks`: task_id, domain, prompt. `prompt` (n, d): vectors. `others` (n, k): whether each of k models outside the
+    pool was right. `right` (n, M): whether each model of the pool was.
     """
     tasks: pd.DataFrame
     prompt: np.ndarray
@@ -57,7 +57,7 @@ def beside(tasks: pd.DataFrame, others: OutcomeMatrix) -> np.ndarray:
 def facts_of(world: ReplayWorld, others: OutcomeMatrix | None = None) -> Facts:
     "The facts of the tasks that every model of `world` has a run on. `others`: outcomes of models outside the pool."
     whole = world.tasks[~world.absent.any(1)].reset_index(drop=True)
-    tasks, rows = whole[["task_id", "domain"]], world.task_index[whole["task_id"]].to_numpy()
+    tasks, rows = whole[["task_id", "domain", "prompt"]], world.task_index[whole["task_id"]].to_numpy()
     known = np.zeros((len(tasks), 0)) if others is None else beside(tasks, others)
     return Facts(tasks, world.encoder.messages(whole["prompt"]), known, world.success[rows].astype(float))
 

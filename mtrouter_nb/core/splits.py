@@ -12,18 +12,38 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import pandas as pd
 
+from .text import plain_text
+
 # %% ../../nbs/core/08_splits.ipynb #cell-004
 def stable_hash(*parts) -> int:
     "A stable 64-bit integer of `parts` (Python's own `hash` changes from run to run)."
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big")
 
 # %% ../../nbs/core/08_splits.ipynb #cell-007
+def _dealt(groups: Iterable[list], n_folds: int, first: int) -> dict:
+    "Fold by task: each of `groups` to the fold with the fewest tasks; of equals to the next one from `first` on."
+    folds, filled = {}, np.zeros(n_folds, int)
+    for group in groups:
+        emptiest = int(np.argmin(np.roll(filled, -first)) + first) % n_folds
+        filled[emptiest] += len(group)
+        folds |= dict.fromkeys(group, emptiest)
+    return folds
+
+
 def stratified_folds(tasks: pd.DataFrame, n_folds: int = 5, seed: int = 0) -> pd.Series:
-    "Fold 0..n_folds-1, a Series by task_id in the order of `tasks`; within a domain, fold sizes differ by at most 1."
-    folds = {}
+    """Fold 0..n_folds-1, a Series by task_id in the order of `tasks`, whose columns are task_id, domain and, if known,
+    prompt.
+
+    Within a domain, tasks of the same prompt (`plain_text`) share a fold, and fold sizes are as even as that allows:
+    they differ by at most 1 where enough tasks have a prompt of their own.
+    """
+    prompt, folds = tasks["prompt"] if "prompt" in tasks else pd.Series(pd.NA, tasks.index), {}
+    said = prompt.map(plain_text, na_action="ignore").where(prompt.notna(), tasks["task_id"])
     for domain, ids in tasks.groupby("domain").task_id:
-        order = np.random.default_rng(stable_hash(seed, domain)).permutation(sorted(ids))
-        folds |= {task: int((stable_hash(domain) + i) % n_folds) for i, task in enumerate(order)}
+        groups = {ids.min(): sorted(ids) for _, ids in ids.groupby(said)}
+        order = np.random.default_rng(stable_hash(seed, domain)).permutation(sorted(groups))
+        largest_first = sorted((groups[name] for name in order), key=len, reverse=True)
+        folds |= _dealt(largest_first, n_folds, stable_hash(domain) % n_folds)
     return tasks.task_id.map(folds).set_axis(tasks.task_id).rename("fold").astype(int)
 
 # %% ../../nbs/core/08_splits.ipynb #cell-011

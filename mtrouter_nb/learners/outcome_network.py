@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.functional import linear
 
 # %% ../../nbs/learners/01_outcome_network.ipynb #cell-005
 @dataclass(frozen=True)
@@ -60,14 +61,17 @@ class OutcomeNetwork(nn.Module):
         self.first = nn.Linear(x_dim + config.model_dim, h)
         self.rest = nn.Sequential(nn.ReLU(), nn.Dropout(p), nn.Linear(h, h), nn.ReLU(), nn.Dropout(p), nn.Linear(h, 1))
 
+    def _halves(self, x) -> tuple[torch.Tensor, torch.Tensor]:
+        "The first layer, linear in [x; z_a]: its part of each state (n, hidden) and of each model (n_models, hidden)."
+        w_x, w_a = self.first.weight.split([x.shape[1], self.first.in_features - x.shape[1]], dim=1)
+        return linear(x, w_x, self.first.bias), linear(self.models(), w_a)
+
     def forward(self, x: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
         "Scores (n,) of taking `action` (n,) in the states `x` (n, x_dim)."
-        return self.rest(self.first(torch.cat([x, self.models()[action]], dim=1))).squeeze(1)
+        state, model = self._halves(x)
+        return self.rest(state + model[action]).squeeze(1)
 
     def all_models(self, x: torch.Tensor) -> torch.Tensor:
-        """Scores (n, n_models). The first layer is linear in [x; z_a], so its two halves are computed once each and
-        added, instead of once per pair."""
-        split = self.first.in_features - self.models.norm.normalized_shape[0]
-        w_x, w_a = self.first.weight[:, :split], self.first.weight[:, split:]
-        pairs = (x @ w_x.T + self.first.bias)[:, None] + (self.models() @ w_a.T)[None]
-        return self.rest(pairs).squeeze(2)
+        "Scores (n, n_models)."
+        state, model = self._halves(x)
+        return self.rest(state[:, None] + model[None]).squeeze(2)

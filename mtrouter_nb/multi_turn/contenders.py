@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TABLES', 'WAYS', 'MASKED', 'LEARNED', 'SITUATED', 'TABLED', 'RULES_OF_HAND', 'PER_PROMPT', 'PLANS', 'COMMITTED',
            'CONTENDERS', 'played_tables', 'Contender', 'Estimator', 'swept', 'predictions_of', 'Learned', 'free',
-           'all_cost_weights', 'MeanOf', 'Tabled', 'Rule', 'PerPrompt', 'no_weight', 'all_weights', 'plan_results',
-           'Planned', 'run_contender']
+           'all_cost_weights', 'MeanOf', 'Tabled', 'Rule', 'PerPrompt', 'no_weight', 'all_dollar_weights',
+           'plan_results', 'Planned', 'run_contender']
 
 # %% ../../nbs/multi_turn/10_contenders.ipynb #cell-002
 from collections.abc import Callable, Iterable, Sequence
@@ -34,7 +34,8 @@ from .rollout import roll
 from .routers import (BeyondNoise, EpisodeRouter, Heuristic, QRouter, Router, Stay, TableRouter,
                                             best_available)
 from .trials import (ALL_RIGHTS, MOVES, MOVES_COST_WEIGHTS, OPERATING_POINTS, RIGHTS,
-                                           EvaluationConfig, Split, Trial, mean_of_repeats, moves_of, tagged, trial_of)
+                                           EvaluationConfig, Split, Trial, few_fits, mean_of_repeats, moves_of, tagged,
+                                           trial_of)
 
 # %% ../../nbs/multi_turn/10_contenders.ipynb #cell-004
 TABLES = ("rollouts", "repeats", "predictions", "fits", "moves")
@@ -118,8 +119,8 @@ class Learned:
     ways: tuple[tuple[str, Callable], ...] = ()
 
     def play(self, trial: Trial) -> dict[str, pd.DataFrame]:
-        world, config, split, fitted, fits = trial.world, trial.config, trial.split, [], []
-        for estimator in self.make(world.pool, config):
+        world, split, fitted, fits = trial.world, trial.split, [], []
+        for estimator in self.make(world.pool, trial.config if split.kind == "test" else few_fits(trial.config)):
             started = perf_counter()
             fitted.append(estimator.fit(trial.data))
             fits.append(dict(split=split.kind, fold=split.name, estimator=self.name, rows=len(trial.data),
@@ -193,10 +194,13 @@ def _kept(fits) -> list[Router]: return [Stay(QRouter(e), np.inf) for e in fits]
 def _two_turns(fits) -> list[Router]: return [Stay(QRouter(e), 2) for e in fits]
 
 
-def _beyond_noise(fits) -> list[Router]: return [BeyondNoise(fits)]
+def _in_fives(fits) -> list: return [fits[i:i + 5] for i in range(0, max(len(fits) - 4, 1), 5)]
 
 
-def _voted(fits) -> list[Router]: return [QRouter(MeanOf(fits))]
+def _beyond_noise(fits) -> list[Router]: return [BeyondNoise(five) for five in _in_fives(fits)]
+
+
+def _voted(fits) -> list[Router]: return [QRouter(MeanOf(five)) for five in _in_fives(fits)]
 
 
 WAYS = ((", first choice kept", _kept), (", two turns each", _two_turns), (", switch beyond noise", _beyond_noise),
@@ -296,13 +300,13 @@ def no_weight(config: EvaluationConfig) -> tuple:
     return (np.nan,)
 
 
-def all_weights(config: EvaluationConfig) -> tuple:
+def all_dollar_weights(config: EvaluationConfig) -> tuple:
     "Every weight that the configuration names."
-    return config.weights
+    return config.dollar_weights
 
 
 PER_PROMPT = [PerPrompt("EmbedLLM", EmbedLLM, _plain, no_weight), PerPrompt("RouterDC", RouterDC, _plain, no_weight),
-              PerPrompt("Avengers-Pro", AvengersPro, _weighed, all_weights)]
+              PerPrompt("Avengers-Pro", AvengersPro, _weighed, all_dollar_weights)]
 
 # %% ../../nbs/multi_turn/10_contenders.ipynb #cell-020
 PLANS, COMMITTED = "MTRouter-cost", "Plan kept to its end"

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['SMOKE', 'RIGHTS', 'ALL_RIGHTS', 'OPERATING_POINTS', 'COLUMNS', 'MEASURES', 'MOVES', 'MOVES_COST_WEIGHTS', 'Split',
-           'splits', 'EvaluationConfig', 'random_logs', 'fold_data', 'Trial', 'trial_of', 'tagged', 'mean_of_repeats',
-           'moves_of']
+           'splits', 'EvaluationConfig', 'few_fits', 'random_logs', 'fold_data', 'Trial', 'trial_of', 'tagged',
+           'mean_of_repeats', 'moves_of']
 
 # %% ../../nbs/multi_turn/09_trials.ipynb #cell-002
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -48,10 +48,11 @@ class EvaluationConfig:
 
     `runs`: random trajectories per training task, dealt over the rights, and `repeats`: how often a logged run of one
     model counts (the paper: 5 random runs, and 3 of each model). `cost_weights`: values of lambda, in score per dollar.
-    `budgets`: dollars per episode. `fits`: how many fits of MTRouter, by seed, are averaged: one fit's score moves by
-    two points with its seed; `other_fits`: of other routers that begin at random; `random_seeds`: of chance.
-    `clusters`: prompt clusters that stand in for the domain where it is unseen. `weights`: of dollars against score in
-    Avengers-Pro, 0 (score alone) to 1 (dollars alone): one less the original's alpha. `planner`: of MTRouter-cost.
+    `budgets`: dollars per episode. `fits`: how many fits of MTRouter, by seed, are averaged on the test folds, as one's
+    score moves by two points with its seed; `other_fits`: of other routers that begin at random, and of MTRouter on
+    unseen domains and in studies (`few_fits`); `random_seeds`: of chance.
+    `clusters`: prompt clusters that stand in for the domain where it is unseen. `dollar_weights`: of dollars against
+    score in Avengers-Pro, 0 (score alone) to 1 (dollars alone): one less the original's alpha. `planner`: of MTRouter-cost.
     `split_seeds`: of the folds in which families of routers are compared at each of `task_budgets`, dollars per task.
     """
     folds: int = 5
@@ -61,19 +62,24 @@ class EvaluationConfig:
     cost_weights: tuple = (0.0, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0,
                            512.0)
     budgets: tuple = (0.001, 0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32)
-    fits: int = 5
-    other_fits: int = 2
+    fits: int = 10
+    other_fits: int = 5
     random_seeds: int = 5
     clusters: int = 8
     epochs: int = 100
-    weights: tuple = tuple(w / 20 for w in range(21))
+    dollar_weights: tuple = tuple(w / 20 for w in range(21))
     planner: PlannerConfig = PlannerConfig()
     split_seeds: tuple = (0, 1, 2, 3, 4)
     task_budgets: tuple = tuple(np.geomspace(0.0008, 0.155, 25).tolist())
 
+# %% ../../nbs/multi_turn/09_trials.ipynb #213e51af
+def few_fits(config: EvaluationConfig) -> EvaluationConfig:
+    "`config` with no more fits of MTRouter than other routers have."
+    return replace(config, fits=min(config.fits, config.other_fits))
+
 # %% ../../nbs/multi_turn/09_trials.ipynb #cell-011
 SMOKE = EvaluationConfig(folds=2, runs=2, fits=2, other_fits=1, cost_weights=(0.0, 1.0, 16.0), budgets=(0.01, 0.1),
-                         random_seeds=2, clusters=3, epochs=4, weights=(0.0, 0.3, 1.0),
+                         random_seeds=2, clusters=3, epochs=4, dollar_weights=(0.0, 0.3, 1.0),
                          planner=PlannerConfig(longest=2, runs=1, trees=2), split_seeds=(0,),
                          task_budgets=tuple(np.geomspace(0.0008, 0.155, 5).tolist()))
 
