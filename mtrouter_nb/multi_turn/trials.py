@@ -52,7 +52,8 @@ class EvaluationConfig:
     score moves by two points with its seed; `other_fits`: of other routers that begin at random, and of MTRouter on
     unseen domains and in studies (`few_fits`); `random_seeds`: of chance.
     `clusters`: prompt clusters that stand in for the domain where it is unseen. `dollar_weights`: of dollars against
-    score in Avengers-Pro, 0 (score alone) to 1 (dollars alone): one less the original's alpha. `planner`: of MTRouter-cost.
+    score in Avengers-Pro, 0 (score alone) to 1 (dollars alone): one less the original's alpha. `planner`: of
+    MTRouter-cost.
     `split_seeds`: of the folds in which families of routers are compared at each of `task_budgets`, dollars per task.
     """
     folds: int = 5
