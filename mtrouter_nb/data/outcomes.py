@@ -18,7 +18,6 @@ import numpy as np
 import pandas as pd
 
 from ..core.splits import stable_hash
-from ..core.text import plain_text
 from ..core.values import COUNT, NAME, NUMBER, SCORE, BadValue, meant
 
 # %% ../../nbs/data/03_outcomes.ipynb #cell-004
@@ -227,7 +226,7 @@ def _prompt_of(items: pd.DataFrame) -> pd.Series:
 
 def _plain(prompts: pd.Series) -> pd.Series:
     "What prompts (n,) say, whatever their blanks and capitals."
-    return prompts.map({p: plain_text(p) for p in prompts.unique()})
+    return prompts.map({p: " ".join(p.split()).casefold() for p in prompts.unique()})
 
 # %% ../../nbs/data/03_outcomes.ipynb #c39e486d
 def split(matrix: OutcomeMatrix, seed: int, ratio: float = RATIO) -> tuple[np.ndarray, np.ndarray]:
