@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from mtrouter_nb.analyses.primary import MEAN_OF_ROUTERS, mean_of_routers
 from mtrouter_nb.core.store import Content, reached, result_key
 from mtrouter_nb.data.outcomes import OutcomeMatrix, from_frame, prompt_order_split, split
 from mtrouter_nb.single_turn import evaluation as B
@@ -293,3 +294,11 @@ def test_several_fits_of_a_seed_are_one_router(world):
     pd.testing.assert_frame_equal(one.loc[["Logistic"], shown], many.loc[["Logistic"], shown])
     assert many.at["kNN", "seeds"] == 2 and benches[1].runs[2] == (42, 2)
     assert many.at["kNN", "note"] == "did not learn in 1 of 6 fits"
+
+
+def test_the_mean_of_routers_leads_by_the_mean_of_their_leads(world):
+    routers = {name: B.ROUTERS[name] for name in ("kNN", "Avengers", "Avengers-Pro", "MODEL-SAT")}
+    bench = B.bench_results(*world, routers, (42, 999), 1, False)
+    runs = [mean_of_routers(bench, *at, without=("MODEL-SAT",)) for at in bench.runs]
+    leads = bm.over_seeds(runs, resamples=0).query("metric == 'LeadOverBest'").set_index("method")["value"]
+    assert np.isclose(leads[MEAN_OF_ROUTERS], leads[["Avengers", "Avengers-Pro"]].mean()), "kNN is a yardstick"

@@ -11,7 +11,7 @@ from scipy.optimize import linprog
 
 import mtrouter_nb.analyses.contrast as contrast
 from mtrouter_nb.analyses.contrast import (CASCADES, SINGLES, cascade_offers,
-                                           contrast_table, doubted, frontier, holm, per_task, permuted_histories,
+                                           contrast_table, doubted, frontier, per_task, permuted_histories,
                                            repriced, run_contrast, shuffled_models, waterfall)
 from mtrouter_nb.multi_turn.contenders import COMMITTED, PLANS
 from mtrouter_nb.multi_turn.offers import Offers, committed_offers, plan_offers, single_offers
@@ -328,28 +328,6 @@ def test_the_contrast_is_a_paired_mean_with_its_bootstrap_interval(chosen):
         interval = stats.bootstrap((d,), np.mean, n_resamples=5000, method="percentile", rng=0).confidence_interval
         assert (line["low"], line["high"]) == pytest.approx((interval.low, interval.high), abs=0.15 * stats.sem(d))
         assert line["smallest"] == pytest.approx((1.959964 + 0.841621) * stats.sem(d), rel=1e-5)
-
-
-def test_holm_rejects_what_the_stepwise_rule_rejects():
-    "At any level, the adjusted p values below it are those of the rule as Holm wrote it."
-    rng = np.random.default_rng(0)
-    for _ in range(100):
-        p = rng.random(5) ** 3
-        for level in (0.01, 0.05, 0.3):
-            rejected, left = set(), list(range(5))
-            while left:
-                smallest = min(left, key=lambda i: p[i])
-                if p[smallest] > level / len(left):
-                    break
-                rejected.add(smallest)
-                left.remove(smallest)
-            assert rejected == set(np.flatnonzero(holm(p) <= level))
-
-
-def test_holm_counts_the_rights_of_each_world_alone(chosen):
-    table = contrast_table(chosen)
-    for _, part in table.groupby("world"):
-        assert np.allclose(part["p_holm"], holm(part["p"])) and len(part) == 3
 
 
 def test_the_steps_of_the_waterfall_add_up(chosen):

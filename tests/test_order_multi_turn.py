@@ -2,12 +2,14 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from mtrouter_nb.core.encoders import TextEncoder
 from mtrouter_nb.data.demo import load_demo
 from mtrouter_nb.data.pool import demo_pool
 from mtrouter_nb.multi_turn.contenders import CONTENDERS, run_contender
+from mtrouter_nb.multi_turn.evaluation import Results
 from mtrouter_nb.multi_turn.history import HistoryEncoder
 from mtrouter_nb.multi_turn.planning import PlannerConfig
 from mtrouter_nb.multi_turn.replay import OPEN, ReplayWorld
@@ -55,3 +57,13 @@ def test_a_permuted_pool_moves_plans_no_more_than_a_seed(worlds):
     first, again = worlds
     moved = agreement(played(first, "MTRouter-cost"), played(first, "MTRouter-cost", replace(CONFIG, seed=1)))
     assert agreement(played(first, "MTRouter-cost"), played(again, "MTRouter-cost")) >= moved - .05
+
+
+def test_every_fit_keeps_a_method_that_has_several_fits_on_one_kind_of_split_alone():
+    about = dict(method="A", group="learned", parameter=0.0, fold="0", domain="d", cost_usd=1.0)
+    rows = pd.DataFrame([dict(about, split=split, rights=rights, task_id=task, score=.5) for split in ("test", "ood")
+                         for rights in ("matched", "budgeted") for task in "xy"])
+    fits = [rows[(rows["split"] == "test") & (rows["rights"] == "matched")].assign(fit=i) for i in (0, 1)]
+    every = Results(rows, pd.concat(fits), *[pd.DataFrame()] * 3).every_fit
+    assert every.groupby(["split", "fit"]).size().to_dict() == {("ood", 0): 2, ("test", 0): 2, ("test", 1): 2}
+    assert len(Results(rows, *[pd.DataFrame()] * 4).every_fit) == 4, "no method has several"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CASCADES', 'SINGLES', 'WORLDS', 'POWER', 'FOR_ALL', 'STEPS', 'cascade_offers', 'permuted_histories',
            'shuffled_models', 'repriced', 'doubted', 'chosen_rows', 'run_contrast', 'ContrastJob', 'contrast_pieces',
-           'stored_pieces', 'contrast_results', 'per_task', 'holm', 'difference', 'contrast_table', 'frontier',
+           'stored_pieces', 'contrast_results', 'per_task', 'difference', 'contrast_table', 'frontier',
            'against_logged', 'one_cascade', 'waterfall', 'mtrouter_cost']
 
 # %% ../../nbs/analyses/04_contrast.ipynb #cell-002
@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from scipy.stats import norm, ttest_1samp
-from statsmodels.stats.multitest import multipletests
 
 from ..core.stats import bootstrap_intervals
 from ..core.store import stored, stored_all
@@ -184,11 +183,6 @@ def per_task(chosen: pd.DataFrame, by: str = "training tasks") -> pd.DataFrame:
     keys = ["world", "rights", "family", "task_id"]
     return rows.groupby(keys, sort=False)[["score", "cost_usd"]].mean().reset_index()
 
-# %% ../../nbs/analyses/04_contrast.ipynb #cell-047
-def holm(p: Sequence[float] | np.ndarray | pd.Series) -> np.ndarray:
-    "p values adjusted by Holm's step-down rule."
-    return multipletests(np.asarray(p, float), method="holm")[1]
-
 # %% ../../nbs/analyses/04_contrast.ipynb #cell-050
 POWER = norm.ppf(0.975) + norm.ppf(0.8)  # standard errors from zero to a difference seen with 80 % power
 
@@ -203,7 +197,7 @@ def difference(first: pd.Series, second: pd.Series, seed: int = 0) -> dict:
 
 # %% ../../nbs/analyses/04_contrast.ipynb #cell-053
 def contrast_table(chosen: pd.DataFrame, family: str = PLANS, other: str = CASCADES) -> pd.DataFrame:
-    """The contrast per (world, rights): scores and dollars of both, `difference` of scores, its interval, p, Holm's p.
+    """The contrast per (world, rights): scores and dollars of both, `difference` of scores, its interval, p.
 
     `chosen`: of `contrast_results`. Tasks are resampled, choices are fixed.
     """
@@ -212,9 +206,7 @@ def contrast_table(chosen: pd.DataFrame, family: str = PLANS, other: str = CASCA
                  other_score=part["score", other].mean(), cost_usd=part["cost_usd", family].mean(),
                  other_cost=part["cost_usd", other].mean(), **difference(part["score", family], part["score", other]))
             for (world, rights), part in wide.groupby(["world", "rights"], sort=False)]
-    table = pd.DataFrame(rows)
-    table = table.assign(p_holm=table.groupby("world")["p"].transform(holm))
-    return _in_order(table)
+    return _in_order(pd.DataFrame(rows))
 
 # %% ../../nbs/analyses/04_contrast.ipynb #cell-055
 def _in_order(table: pd.DataFrame) -> pd.DataFrame:

@@ -43,8 +43,8 @@ def p_difference(value: float, low: float, high: float) -> tuple[float, bool]:
 
 
 def p_saving(saved: tuple, lead: tuple, margin: float) -> tuple[float, bool]:
-    """(two-sided p, whether the data speak for the saving). `saved`, `lead`: value, low, high of what is saved and of the
-    score's lead; `margin`: by how much a score may be lower and count as equal."""
+    """(two-sided p, whether the data speak for the saving). `saved`, `lead`: value, low, high of what is saved and of
+    the score's lead; `margin`: by how much a score may be lower and count as equal."""
     each = p_above(*saved), p_above(*lead, bound=-margin)
     holds, fails = max(each), min(1.0, 2 * (1 - max(each)))
     return min(1.0, 2 * min(holds, fails)), holds < fails

@@ -138,8 +138,10 @@ class Results:
 
     @property
     def every_fit(self) -> pd.DataFrame:
-        "`rollouts` under `RIGHTS`, with a row per fit (column `fit`) where a method has several."
-        averaged = ~self.rollouts["method"].isin(self.repeats["method"].unique() if len(self.repeats) else [])
+        "`rollouts` under `RIGHTS`, with a row per fit (column `fit`) where a method has several on a kind of split."
+        where = ["method", "split"]
+        several = pd.MultiIndex.from_frame(self.repeats.reindex(columns=where))
+        averaged = ~pd.MultiIndex.from_frame(self.rollouts[where]).isin(several)
         main = self.rollouts["rights"].isin([r.name for r in RIGHTS])
         return pd.concat([self.rollouts[averaged & main].assign(fit=0), self.repeats], ignore_index=True)
 
