@@ -165,7 +165,7 @@ def invented(success, kinds, tries=2) -> ReplayWorld:
     "A world of runs of `tries` proposals (one where right): `success` (n, 4) bool, a number per task in its prompt."
     pool, turns, episodes = demo_pool(), [], []
     tasks = pd.DataFrame(dict(task_id=[f"t{i:03d}" for i in range(len(kinds))], domain="one", category="invented",
-                              prompt=[f"kind {k}" for k in kinds]))
+                              prompt=[f"kind {k}, task {i}" for i, k in enumerate(kinds)]))
     for task, row in zip(tasks["task_id"], success):
         for model, right in zip(pool.names, row):
             n, keys = 1 if right else tries, dict(episode_id=f"{model}|{task}", task_id=task, model=model)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from scipy.stats import norm
 from statsmodels.stats.multitest import multipletests
 
@@ -82,7 +83,7 @@ def judged(contrasts: pd.DataFrame, found: dict) -> pd.DataFrame:
     return table.drop(columns="is_for")
 
 # %% ../../nbs/analyses/17_primary.ipynb #61c25378
-def draw_contrasts(points, percent, table: pd.DataFrame, labels: dict, colors: dict) -> None:
+def draw_contrasts(points: Axes, percent: Axes, table: pd.DataFrame, labels: dict, colors: dict) -> None:
     """A row per contrast of `table` (`judged`): differences on the axes `points`, over their margin in grey, savings on
     `percent`, and the verdicts beside. `labels`, `colors`: by id."""
     at = np.arange(len(table))[::-1]
