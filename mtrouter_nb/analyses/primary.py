@@ -32,9 +32,9 @@ def standard_error(low: float, high: float) -> float:
 
 
 def p_above(value: float, low: float, high: float, bound: float = 0.0) -> float:
-    "One-sided p value of \"above `bound`\". Of an interval without length: 0 or 1, and 1/2 at the bound."
+    "One-sided p value of \"above `bound`\". Without any length: 0 or 1; at the bound it is not above."
     error = standard_error(low, high)
-    return float(norm.sf((value - bound) / error)) if error > 0 else (1 - np.sign(value - bound)) / 2
+    return float(norm.sf((value - bound) / error)) if error > 0 else float(not value > bound)
 
 # %% ../../nbs/analyses/17_primary.ipynb #3de0834f
 def p_difference(value: float, low: float, high: float) -> tuple[float, bool]:
