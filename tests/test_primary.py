@@ -62,4 +62,6 @@ def test_verdicts_and_a_contrast_without_numbers():
     weak = {f"n{i}": (2.4, .2, 4.6) for i in range(8)}
     assert judged(asked.head(1), dict(a=(2.4, .2, 4.6)))["verdict"][0] == "holds"
     assert set(judged(many, weak)["verdict"]) == {"unclear"}, "one of eight needs more than one alone"
+    unknown = judged(asked, found | dict(b=(np.nan,) * 3))
+    assert unknown["verdict"].tolist() == ["holds", "not testable", "fails", "unclear"]
     with pytest.raises(ValueError, match="no numbers for d"): judged(asked, {k: found[k] for k in "abc"})

@@ -57,6 +57,7 @@ def holm(p: Sequence[float] | np.ndarray | pd.Series) -> np.ndarray:
 
 
 def _verdict(kind, low, high, margin, p_holm, is_for) -> str:
+    if not np.isfinite(low + high): return "not testable"
     if kind == "difference" and -margin < low and high < margin: return "equal"
     if p_holm >= 0.05: return "unclear"
     return "holds" if is_for else "fails"
@@ -74,7 +75,9 @@ def judged(contrasts: pd.DataFrame, found: dict) -> pd.DataFrame:
     rows = []
     for c in contrasts.itertuples():
         main, lead = found[c.id] if c.kind == "saving" else (found[c.id], (np.nan,) * 3)
+        known = np.isfinite(main).all()
         p, is_for = p_saving(main, lead, c.margin) if c.kind == "saving" else p_difference(*main)
+        p, is_for = (p, is_for) if known else (1.0, False)
         rows.append((*main, *lead, p, is_for))
     columns = ["value", "low", "high", "lead", "lead_low", "lead_high", "p", "is_for"]
     table = contrasts.join(pd.DataFrame(rows, columns=columns))
