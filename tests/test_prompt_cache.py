@@ -360,6 +360,22 @@ def test_a_comparison_is_paired_and_a_verdict_turns_where_sides_change(demo_worl
     assert [side_of(-2, -1), side_of(1, 2), side_of(-1, 1)] == ["less", "more", "unclear"]
 
 
+def test_intervals_of_shares_are_those_of_resampled_ratios(demo_world):
+    routers = {"Random": [RandomRouter()], "one": [SingleModel(1, "one")]}
+    rows = with_cache(*accounted(demo_world, routers))
+    ours, other = (rows[rows["method"] == name].set_index("task_id") for name in routers)
+    found, n = against(ours.reset_index(), other.reset_index()), len(ours)
+    drawn = np.random.default_rng(9).multinomial(n, np.full(n, 1 / n), 4000)
+    shares = {}
+    for name, column in (("without", "cost_usd"), ("with", "cached_usd")):
+        shares[name] = (drawn @ ours[column]) / (drawn @ other[column].reindex(ours.index)) - 1
+    shares["change"] = shares["with"] - shares["without"]
+    for name, sampled in shares.items():
+        width = found[f"{name}_high"] - found[f"{name}_low"]
+        ends = np.percentile(sampled, [2.5, 97.5])
+        assert [found[f"{name}_low"], found[f"{name}_high"]] == pytest.approx(ends, abs=.12 * width), name
+
+
 def test_the_best_single_model_is_that_of_the_training_tasks(demo_world):
     names = demo_world.pool.names
     rows = with_cache(*accounted(demo_world, {n: [SingleModel(m, n)] for m, n in enumerate(names)}))

@@ -180,18 +180,23 @@ def side_of(low: float, high: float) -> str:
     return "less" if high < 0 else "more" if low > 0 else "unclear"
 
 
+def _share_terms(rows, other, column) -> tuple[float, list]:
+    "Dollars of `rows` above those of `other`, as a share of these, and terms of `contrast` for how it varies."
+    usd = [part.rename(columns={column: "usd"})[["task_id", "fit", "fold", "usd"]] for part in (rows, other)]
+    mean, base = (part["usd"].mean() for part in usd)
+    return mean / base - 1, [*zip((1 / base, -mean / base**2), usd)]
+
+
 def against(rows: pd.DataFrame, other: pd.DataFrame) -> dict:
     """One comparison on the tasks both have, each value with _low and _high: `score` (difference); `without`, `with`:
     dollars above those of `other`, as a share of these; `change`: with less without. `turned`: does the verdict?"""
-    def shares(column):
-        base = other[column].mean()
-        return [(sign / base, part.rename(columns={column: "usd"})[["task_id", "fit", "fold", "usd"]])
-                for sign, part in ((1, rows), (-1, other))]
-
-    without, cached = (shares(PRICES[name]) for name in ("without", "with"))
-    values = dict(score=contrast([(1, rows), (-1, other)]), without=contrast(without, "usd"),
-                  change=contrast(cached + [(-weight, part) for weight, part in without], "usd"))
-    values["with"] = contrast(cached, "usd")
+    rows, other = (a[a["task_id"].isin(b["task_id"])] for a, b in ((rows, other), (other, rows)))
+    values = dict(score=contrast([(1, rows), (-1, other)]))
+    (plain, before), (share, after) = (_share_terms(rows, other, PRICES[name]) for name in ("without", "with"))
+    opposite = [(-weight, usd) for weight, usd in before]
+    for name, value, terms in (("without", plain, before), ("with", share, after),
+                               ("change", share - plain, after + opposite)):
+        values[name] = value, *(value + end for end in contrast(terms, "usd")[1:])
     sides = [side_of(*values[name][1:]) for name in ("without", "with")]
     found = {f"{name}{end}": v for name, three in values.items() for end, v in zip(("", "_low", "_high"), three)}
     return found | dict(verdict_without=sides[0], verdict_with=sides[1], turned=sides[0] != sides[1])
