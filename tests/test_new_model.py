@@ -280,7 +280,7 @@ def made(levels, prices, n=240, seed=0):
     return rows, tasks, pool, Split("test", "0", tuple(tasks["task_id"][fold == 1]), tuple(tasks["task_id"][fold == 0]))
 
 
-CONFIG = EvaluationConfig(fits=2, epochs=60)
+CONFIG = EvaluationConfig(fits=2, epochs=40)
 
 
 def test_where_facts_tell_everything_new_models_are_ranked_right():
@@ -292,7 +292,7 @@ def test_where_facts_tell_everything_new_models_are_ranked_right():
     means = means_of(pd.concat([said, whole]))
     own = means[(means["source"] == FACTS) & (means["by"] == NETWORK)].set_index("model")
     assert own.loc[out, "predicted"].is_monotonic_increasing
-    assert (own["predicted"] - own["outcome"]).abs().max() < .1
+    assert (own["predicted"] - own["outcome"]).abs().max() < .15 < own["outcome"].std()
     found = agreement(means[means["model"].isin(out)], resamples=50).set_index(["by", "source"])
     assert found.loc[(NETWORK, FACTS), "rho"] == 1 and found.loc[(TABLE, OTHERS), "excess"] > .05
 
@@ -300,7 +300,7 @@ def test_where_facts_tell_everything_new_models_are_ranked_right():
 def test_where_facts_are_noise_they_add_nothing_to_the_mean_of_the_others():
     rng = np.random.default_rng(3)
     level = rng.permutation(np.linspace(.15, .85, 15))
-    rows, tasks, pool, split = made(level, 2.0 ** rng.permutation(15))
+    rows, tasks, pool, split = made(level, 2.0 ** rng.permutation(15), 160)
     said = pd.concat([first_decisions(rows, tasks, pool, split, CONFIG, out) for out in (*panels(pool.names, 5), [])])
     table = auc_table(said, 100).query("turns == @FIRST and model == @MEAN").set_index(["by", "source"])
     assert abs(table.loc[(NETWORK, OTHERS), "gain"]) < .03 < .55 < table.loc[(NETWORK, FACTS), "auc"]
