@@ -501,7 +501,11 @@ def domain_probe(world: ReplayWorld, config: EvaluationConfig) -> pd.DataFrame:
 
 # %% ../../nbs/analyses/14_network_trials.ipynb #9af67fdf
 def epochs_kept(curves: pd.DataFrame) -> pd.DataFrame:
-    "Per trial: mean over fits of the epoch kept (from 1) and of its training and validation errors, and epochs run."
+    """Per trial: means over fits of the epoch kept (from 1), of its training and validation errors, and of epochs run.
+
+    Where the AUC is watched, it stands for the validation error, with its sign turned.
+    """
+    curves = curves.reset_index(drop=True)
     run = curves.groupby(["trial", "split", "fit"], sort=False)
     best = curves.loc[run["validation"].idxmin()]
     mean = best.assign(kept=best["epoch"] + 1, run=run.size().to_numpy()).groupby("trial", sort=False)
