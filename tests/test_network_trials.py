@@ -10,13 +10,47 @@ import torch
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
 from mtrouter_nb.analyses.ablations import Fold
-from mtrouter_nb.analyses.network_trials import (ALL, BESIDE, DROPOUT, FIRST, KINDS, MEAN, MENDED, OTHER_DOMAIN, OURS,
-                                                 PAPER, SAME_DOMAIN, SAME_TASK, TABLES, WITHIN, AsItIs, Average,
-                                                 ByOrder, Components, Recipe, Standardised, StateRouter, TableAlone,
-                                                 brier_draws, choices, complete_fits, domain_probe, epochs_kept,
-                                                 order_draws, order_matrix, other_tasks_values, pair_splits,
-                                                 routed_table, test_table as quality_table, trial_results,
-                                                 validation_draws, validation_score, validation_table, with_choice)
+from mtrouter_nb.analyses.network_trials import (
+    ALL,
+    BESIDE,
+    DROPOUT,
+    FIRST,
+    KINDS,
+    MEAN,
+    MENDED,
+    OTHER_DOMAIN,
+    OURS,
+    PAPER,
+    SAME_DOMAIN,
+    SAME_TASK,
+    TABLES,
+    WITHIN,
+    AsItIs,
+    Average,
+    ByOrder,
+    Components,
+    LastEpoch,
+    Recipe,
+    Standardised,
+    StateRouter,
+    TableAlone,
+    brier_draws,
+    choices,
+    complete_fits,
+    domain_probe,
+    epochs_kept,
+    order_draws,
+    order_matrix,
+    other_tasks_values,
+    pair_splits,
+    routed_table,
+    trial_results,
+    validation_draws,
+    validation_score,
+    validation_table,
+    with_choice,
+)
+from mtrouter_nb.analyses.network_trials import test_table as quality_table
 from mtrouter_nb.core.splits import holdout, stable_hash, stratified_folds
 from mtrouter_nb.core.stats import sample_and_resamples
 from mtrouter_nb.multi_turn.contenders import CONTENDERS, MeanOf, run_contender
@@ -109,6 +143,16 @@ def test_kept_by_auc_keeps_the_epoch_that_orders_best(fold):
     said = kept.predict(data.x[rows])[0][np.arange(rows.sum()), data.action[rows]]
     auc = roc_auc_score(data.score[rows] > .5, said, sample_weight=data.weight[rows])
     assert auc == pytest.approx(-min(error for _, error in kept.history), abs=1e-6)
+
+
+def test_the_last_epoch_has_the_error_of_the_last_look(fold):
+    data, long = fold.data, replace(fold, config=replace(QUICK, epochs=8))
+    last = long.fit(0, kind=LastEpoch)
+    _, held = holdout(np.unique(data.task.astype(str)), .1, 0)
+    rows = data.take(np.isin(data.task.astype(str), held))
+    said = last.predict(rows.x)[0][np.arange(len(rows)), rows.action]
+    error = np.mean(rows.weight / data.weight.mean() * (said - rows.target) ** 2)
+    assert error == pytest.approx(last.history[-1][1], rel=1e-4) and error > min(v for _, v in last.history)
 
 
 def test_where_all_held_out_runs_end_alike_the_squared_error_decides(fold):

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['PAPER', 'MEAN', 'PAPER_ROUTER', 'DROPOUT', 'BESIDE', 'WITHIN', 'OURS', 'AVERAGED', 'DOMAIN', 'SITUATION_TOO',
            'TABLES', 'PROBES', 'ALL', 'FIRST', 'SAME_DOMAIN', 'OTHER_DOMAIN', 'SAME_TASK', 'KINDS', 'MENDED', 'OWN',
-           'AGAINST', 'AsItIs', 'Standardised', 'Components', 'WithDomain', 'ByOrder', 'other_tasks_values', 'Fitted',
-           'Recipe', 'OfSituation', 'TableAlone', 'Average', 'StateRouter', 'trial_results', 'pair_splits', 'study',
-           'order_matrix', 'order_draws', 'brier_draws', 'validation_draws', 'choices', 'validation_table',
-           'validation_score', 'with_choice', 'complete_fits', 'test_table', 'routed_table', 'domain_probe',
-           'epochs_kept']
+           'AGAINST', 'AsItIs', 'Standardised', 'Components', 'WithDomain', 'LastEpoch', 'ByOrder',
+           'other_tasks_values', 'Fitted', 'Recipe', 'OfSituation', 'TableAlone', 'Average', 'StateRouter',
+           'trial_results', 'pair_splits', 'study', 'order_matrix', 'order_draws', 'brier_draws', 'validation_draws',
+           'choices', 'validation_table', 'validation_score', 'with_choice', 'complete_fits', 'test_table',
+           'routed_table', 'domain_probe', 'epochs_kept']
 
 # %% ../../nbs/analyses/14_network_trials.ipynb #e8f4673e
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +26,7 @@ from .ablations import Fold
 from ..core.splits import stable_hash, stratified_folds
 from ..core.stats import bootstrap_intervals, fit_weights, sample_and_resamples, with_interval
 from ..core.store import stored_all
+from ..learners.fitting import weights_of
 from ..multi_turn.contenders import SITUATED, TABLED
 from ..multi_turn.estimator import LookupTable, OutcomeEstimator, TrainingSet, state_blocks, training_set
 from ..multi_turn.evaluation import Experiment
@@ -100,6 +101,18 @@ class WithDomain(AsItIs):
         return np.hstack([x, told.astype("f4")])
 
 # %% ../../nbs/analyses/14_network_trials.ipynb #a8675ccc
+class LastEpoch(OutcomeEstimator):
+    "The paper's estimator with the weights of its last epoch."
+
+    def _error(self, x, action, y, weight):
+        if not self.network.training: self._last = weights_of(self.network)
+        return super()._error(x, action, y, weight)
+
+    def _train(self, data, train, val):
+        super()._train(data, train, val)
+        self.network.load_state_dict(self._last)
+
+# %% ../../nbs/analyses/14_network_trials.ipynb #ccad2e3b
 class ByOrder(OutcomeEstimator):
     "The paper's estimator, kept at the epoch with the best AUC on its held-out tasks."
 
@@ -117,7 +130,7 @@ class ByOrder(OutcomeEstimator):
         auc = weighted_auc(self.network(x, action).numpy(), self._held, weight.numpy()[None])
         return -torch.from_numpy(auc)[0]
 
-# %% ../../nbs/analyses/14_network_trials.ipynb #ccad2e3b
+# %% ../../nbs/analyses/14_network_trials.ipynb #7050ceff
 def other_tasks_values(data: TrainingSet, table: Callable[[], LookupTable], parts: int = 5) -> np.ndarray:
     "What an unfitted `table()` says of each row's model (n,), fitted to the tasks of the other of `parts` parts."
     part = pd.Series(data.task).map(lambda task: stable_hash("part", task) % parts).to_numpy()
@@ -128,7 +141,7 @@ def other_tasks_values(data: TrainingSet, table: Callable[[], LookupTable], part
         value[own] = said[np.arange(own.sum()), data.action[own]]
     return value
 
-# %% ../../nbs/analyses/14_network_trials.ipynb #7050ceff
+# %% ../../nbs/analyses/14_network_trials.ipynb #cfe1f270
 @dataclass
 class Fitted:
     "A `network`, shown what `reader` reads; its predictions are added to what `table` says, where there is one."
@@ -141,7 +154,7 @@ class Fitted:
         score, usd = self.network.predict(self.reader.read(x, situation))
         return score if self.table is None else score + self.table.predict(situation)[0], usd
 
-# %% ../../nbs/analyses/14_network_trials.ipynb #9d6312b9
+# %% ../../nbs/analyses/14_network_trials.ipynb #bfccae04
 @dataclass(frozen=True)
 class Recipe:
     """A way to fit the paper's network: the default is the paper's own.
@@ -166,7 +179,7 @@ class Recipe:
         network = fold.fit(seed, shown, lambda pool, config: self.kind(pool, replace(config, **dict(self.settings))))
         return Fitted(network, reader, table)
 
-# %% ../../nbs/analyses/14_network_trials.ipynb #bfccae04
+# %% ../../nbs/analyses/14_network_trials.ipynb #bb64d70c
 @dataclass
 class OfSituation:
     "A fitted `table`, asked as a network is."
@@ -187,7 +200,7 @@ class TableAlone:
         data = replace(fold.data, score=getattr(fold.data, self.target))
         return OfSituation(LookupTable(fold.world.pool, self.levels).fit(data))
 
-# %% ../../nbs/analyses/14_network_trials.ipynb #bb64d70c
+# %% ../../nbs/analyses/14_network_trials.ipynb #b3c19083
 @dataclass
 class Average:
     "The mean of several `fits`."
@@ -198,7 +211,7 @@ class Average:
         score, usd = zip(*(fit.predict(x, situation) for fit in self.fits))
         return np.mean(score, 0), np.mean(usd, 0)
 
-# %% ../../nbs/analyses/14_network_trials.ipynb #b3c19083
+# %% ../../nbs/analyses/14_network_trials.ipynb #1e7ee816
 PAPER, MEAN = "as in the paper", ", mean of fits"
 PAPER_ROUTER = "MTRouter"  # its name among the protocol's routers
 
@@ -217,6 +230,7 @@ WITHIN = {
     "batch 512": _at_512(),
     "batch 512, patience 10": _at_512(patience=10),
     "batch 512, kept by AUC": _at_512(ByOrder),
+    "batch 512, last epoch": _at_512(LastEpoch),
     "batch 512, weight decay .3": _at_512(weight_decay=.3),
     DROPOUT: _at_512(dropout=.3),
     "batch 512, parts standardised": _at_512(reads=Standardised),
@@ -225,7 +239,7 @@ WITHIN = {
 }
 OURS = {f"{DROPOUT}, beside situations": _at_512(beside=BESIDE, dropout=.3)}
 
-# %% ../../nbs/analyses/14_network_trials.ipynb #1625f616
+# %% ../../nbs/analyses/14_network_trials.ipynb #717bff40
 AVERAGED = (DROPOUT, *OURS)
 DOMAIN, SITUATION_TOO = (t.levels for t in TABLED)
 TABLES = {t.name: TableAlone(t.levels) for t in TABLED} | {
@@ -237,7 +251,7 @@ PROBES = {
     "learns what the table leaves": _at_512(beside=SITUATION_TOO, target="score", dropout=.3),
 }
 
-# %% ../../nbs/analyses/14_network_trials.ipynb #717bff40
+# %% ../../nbs/analyses/14_network_trials.ipynb #df31ddcc
 @lru_cache(maxsize=1)
 def _own_runs(trial: Trial) -> TrainingSet:
     "Every turn of the test tasks' own runs."
@@ -252,7 +266,7 @@ def _said(runs: TrainingSet, estimator, models: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(dict(task_id=runs.task, domain=runs.situation["domain"], model=np.asarray(models)[runs.action],
                              turn=runs.situation["turn"], outcome=runs.score, predicted=predicted))
 
-# %% ../../nbs/analyses/14_network_trials.ipynb #df31ddcc
+# %% ../../nbs/analyses/14_network_trials.ipynb #70323c68
 @dataclass
 class _At:
     "An `estimator` at the states `x`, asked by the situation alone."
@@ -273,7 +287,7 @@ class StateRouter(Stateless):
     def choose(self, view: View) -> np.ndarray:
         return TableRouter(_At(self.estimator, view.x), self.domain).choose(view)
 
-# %% ../../nbs/analyses/14_network_trials.ipynb #70323c68
+# %% ../../nbs/analyses/14_network_trials.ipynb #41019dbf
 def trial_results(world: ReplayWorld, split: Split, config: EvaluationConfig, recipe: Callable, fits: int,
                   rights: Sequence[Rights]) -> dict[str, pd.DataFrame]:
     """Tables of one recipe on one split, with columns `averaged` (whether of the mean of all fits) and `fit`.
@@ -298,7 +312,7 @@ def trial_results(world: ReplayWorld, split: Split, config: EvaluationConfig, re
     return dict(said=pd.concat(said, ignore_index=True), played=pd.concat(played, ignore_index=True),
                 curves=pd.DataFrame(curves, columns=["fit", "epoch", "train", "validation"]))
 
-# %% ../../nbs/analyses/14_network_trials.ipynb #41019dbf
+# %% ../../nbs/analyses/14_network_trials.ipynb #8430d21a
 def pair_splits(tasks: pd.DataFrame, config: EvaluationConfig) -> list[Split]:
     """For each pair of folds of the protocol: all other folds to learn from, and both to be asked of.
 
@@ -310,7 +324,7 @@ def pair_splits(tasks: pd.DataFrame, config: EvaluationConfig) -> list[Split]:
     return [Split("pair", f"{f}+{g}", tuple(fold.index[~fold.isin([f, g])]), tuple(fold.index[fold.isin([f, g])]))
             for f, g in pairs]
 
-# %% ../../nbs/analyses/14_network_trials.ipynb #8430d21a
+# %% ../../nbs/analyses/14_network_trials.ipynb #23274ddd
 def _labelled(parts: list, names: list, folds: list, several: Sequence[str], table: str) -> pd.DataFrame:
     "One table of all jobs, with the `trial` that it is of: a recipe, or the mean of its fits where it has several."
     whole = pd.concat([part[table].assign(trial=name, split=fold) for part, name, fold in zip(parts, names, folds)],
@@ -334,7 +348,7 @@ def study(run: Experiment, asked: Sequence[Split], recipes: Mapping[str, Callabl
     names, folds = [name for _, name in each], [split.name for split, _ in each]
     return {table: _labelled(parts, names, folds, several, table) for table in ("said", "played", "curves")}
 
-# %% ../../nbs/analyses/14_network_trials.ipynb #23274ddd
+# %% ../../nbs/analyses/14_network_trials.ipynb #98fc98e1
 ALL, FIRST = "all turns", "turn 0"
 SAME_DOMAIN, OTHER_DOMAIN, SAME_TASK = (f"{FIRST}, {pairs}" for pairs in ("same domain", "other domain", "same task"))
 KINDS = (ALL, FIRST, SAME_DOMAIN, OTHER_DOMAIN, SAME_TASK)
@@ -353,7 +367,7 @@ def order_matrix(predicted: np.ndarray, right: np.ndarray, task: np.ndarray, n: 
         pairs[t] = len(ours) * np.bincount(of_wrong, minlength=n)
     return np.stack([below, pairs])
 
-# %% ../../nbs/analyses/14_network_trials.ipynb #98fc98e1
+# %% ../../nbs/analyses/14_network_trials.ipynb #c165e4a5
 def _of_kind(kind: str, pairs: np.ndarray, domain: np.ndarray, drawn: np.ndarray) -> np.ndarray:
     "Sum of `pairs` (n, n) of one of `KINDS`, each task as often as it is `drawn` (draws, n): (draws,)."
     if kind == SAME_TASK: return drawn @ np.diag(pairs)
@@ -377,7 +391,7 @@ def order_draws(said: pd.DataFrame, kind: str, tasks: pd.DataFrame, resamples: i
     auc = np.divide(below, pairs, where=pairs > 0, out=np.full(pairs.shape, np.nan))
     return (fit_weights(len(auc), resamples, stable_hash(seed, *said["trial"].unique())) * auc.T).sum(1)
 
-# %% ../../nbs/analyses/14_network_trials.ipynb #c165e4a5
+# %% ../../nbs/analyses/14_network_trials.ipynb #70a58f03
 def brier_draws(said: pd.DataFrame, tasks: pd.DataFrame, resamples: int = 500, seed: int = 0) -> np.ndarray:
     "Brier score over all turns, predictions clipped to 0-1, drawn as in `order_draws`: (1 + resamples,)."
     error = (said["predicted"].clip(0, 1) - said["outcome"]) ** 2
@@ -386,7 +400,7 @@ def brier_draws(said: pd.DataFrame, tasks: pd.DataFrame, resamples: int = 500, s
     fits = fit_weights(wide["sum"].shape[1], resamples, stable_hash(seed, *said["trial"].unique()))
     return (fits * (drawn @ wide["sum"].to_numpy() / (drawn @ wide["size"].to_numpy()))).sum(1)
 
-# %% ../../nbs/analyses/14_network_trials.ipynb #70a58f03
+# %% ../../nbs/analyses/14_network_trials.ipynb #9108b192
 def validation_draws(said: pd.DataFrame, tasks: pd.DataFrame, config: EvaluationConfig, kind: str = ALL,
                      resamples: int = 500) -> pd.DataFrame:
     """AUC of every trial for the choice on each fold: one row per (fold, trial), `draws` (1 + resamples,) each.
@@ -407,7 +421,7 @@ def choices(draws: pd.DataFrame, among: Sequence[str]) -> pd.Series:
     wide = draws.assign(auc=[d[0] for d in draws["draws"]]).pivot(index="fold", columns="trial", values="auc")
     return wide[list(among)].idxmax(axis=1)
 
-# %% ../../nbs/analyses/14_network_trials.ipynb #9108b192
+# %% ../../nbs/analyses/14_network_trials.ipynb #f099dd4f
 def _row(ours: np.ndarray, **others: np.ndarray) -> dict:
     "Value, low and high of draws, and of their differences to `others`, by name."
     parts = {"value": ours} | {f"less_{name}": ours - theirs for name, theirs in others.items()}
@@ -424,7 +438,7 @@ def validation_table(draws: pd.DataFrame) -> pd.DataFrame:
     base = dict(paper=mean[PAPER], table=mean["Table: domain"])
     return pd.DataFrame([dict(trial=trial) | _row(d, **base) for trial, d in mean.items()])
 
-# %% ../../nbs/analyses/14_network_trials.ipynb #f099dd4f
+# %% ../../nbs/analyses/14_network_trials.ipynb #8dd0452f
 def validation_score(played: pd.DataFrame) -> pd.DataFrame:
     "Mean score per trial over the tasks of all pairs, with its 95 % interval over tasks (and nothing else)."
     by_task = played.groupby(["trial", "task_id"], sort=False)["score"].mean().unstack("task_id")
@@ -432,7 +446,7 @@ def validation_score(played: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(dict(trial=by_task.index, score=by_task.mean(axis=1), score_low=low, score_high=high)
                         ).reset_index(drop=True)
 
-# %% ../../nbs/analyses/14_network_trials.ipynb #8dd0452f
+# %% ../../nbs/analyses/14_network_trials.ipynb #c4012886
 MENDED, OWN = "mended, chosen by validation", "chosen, ours too"
 
 
@@ -443,7 +457,7 @@ def with_choice(tables: Mapping[str, pd.DataFrame], chosen: pd.Series, name: str
         return pd.concat([table, own], ignore_index=True)
     return {key: added(table) if key != "curves" else table for key, table in tables.items()}
 
-# %% ../../nbs/analyses/14_network_trials.ipynb #c4012886
+# %% ../../nbs/analyses/14_network_trials.ipynb #34f3f4aa
 def complete_fits(table: pd.DataFrame) -> pd.DataFrame:
     "The rows of those fits of a trial that are there on every split it is on."
     splits_of = table.groupby(["trial", "fit"])["split"].transform("nunique")
@@ -468,7 +482,7 @@ def test_table(said: pd.DataFrame, tasks: pd.DataFrame, against: Mapping[str, st
                  for trial, d in draws.items()]
     return pd.DataFrame(rows)
 
-# %% ../../nbs/analyses/14_network_trials.ipynb #34f3f4aa
+# %% ../../nbs/analyses/14_network_trials.ipynb #77c87655
 def routed_table(played: pd.DataFrame, protocol: pd.DataFrame) -> pd.DataFrame:
     """Per (rights, trial): mean score with _low, _high, and `less_paper`, paired with the protocol's MTRouter; n, fits.
 
@@ -487,7 +501,7 @@ def routed_table(played: pd.DataFrame, protocol: pd.DataFrame) -> pd.DataFrame:
         rows.append(dict(rights=rights, trial=trial, n=part["task_id"].nunique(), fits=part["fit"].nunique()) | values)
     return pd.DataFrame(rows)
 
-# %% ../../nbs/analyses/14_network_trials.ipynb #77c87655
+# %% ../../nbs/analyses/14_network_trials.ipynb #9af67fdf
 def domain_probe(world: ReplayWorld, config: EvaluationConfig) -> pd.DataFrame:
     "Whether a logistic regression on prompts of the other folds names each task's domain: task_id, domain, right."
     prompt, rows = world.encoder.messages(world.tasks["prompt"]), []
@@ -499,7 +513,7 @@ def domain_probe(world: ReplayWorld, config: EvaluationConfig) -> pd.DataFrame:
         rows.append(pd.DataFrame(dict(task_id=split.test, domain=domain[test], right=named == domain[test])))
     return pd.concat(rows, ignore_index=True)
 
-# %% ../../nbs/analyses/14_network_trials.ipynb #9af67fdf
+# %% ../../nbs/analyses/14_network_trials.ipynb #3333eb79
 def epochs_kept(curves: pd.DataFrame) -> pd.DataFrame:
     """Per trial: means over fits of the epoch kept (from 1), of its training and validation errors, and of epochs run.
 
