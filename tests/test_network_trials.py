@@ -10,46 +10,13 @@ import torch
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
 from mtrouter_nb.analyses.ablations import Fold
-from mtrouter_nb.analyses.network_trials import (
-    ALL,
-    BESIDE,
-    DROPOUT,
-    FIRST,
-    KINDS,
-    MEAN,
-    MENDED,
-    OTHER_DOMAIN,
-    OURS,
-    PAPER,
-    SAME_DOMAIN,
-    SAME_TASK,
-    TABLES,
-    WITHIN,
-    AsItIs,
-    Average,
-    ByOrder,
-    Components,
-    LastEpoch,
-    Recipe,
-    Standardised,
-    StateRouter,
-    TableAlone,
-    brier_draws,
-    choices,
-    complete_fits,
-    domain_probe,
-    epochs_kept,
-    order_draws,
-    order_matrix,
-    other_tasks_values,
-    pair_splits,
-    routed_table,
-    trial_results,
-    validation_draws,
-    validation_score,
-    validation_table,
-    with_choice,
-)
+from mtrouter_nb.analyses.network_trials import (ALL, BESIDE, DROPOUT, FIRST, KINDS, MEAN, MENDED, OTHER_DOMAIN, OURS,
+                                                 PAPER, SAME_DOMAIN, SAME_TASK, TABLES, WITHIN, AsItIs, Average,
+                                                 ByOrder, Components, LastEpoch, Recipe, Standardised, StateRouter,
+                                                 TableAlone, brier_draws, choices, complete_fits, domain_probe,
+                                                 epochs_kept, order_draws, order_matrix, other_tasks_values,
+                                                 pair_splits, routed_table, trial_results, validation_draws,
+                                                 validation_score, validation_table, with_choice)
 from mtrouter_nb.analyses.network_trials import test_table as quality_table
 from mtrouter_nb.core.splits import holdout, stable_hash, stratified_folds
 from mtrouter_nb.core.stats import sample_and_resamples
