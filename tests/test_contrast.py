@@ -78,11 +78,13 @@ def test_the_bound_is_never_worse_than_a_choice_within_the_budget(demo_world, sp
 
 # ---------------------------------------------------------------------------- offers
 
-def slow_cascade(value, rows, tasks, group, wanted, pull):
-    "The cascade of the best mean value on the `wanted` group of `tasks`, pulled towards the mean of all of them."
+def slow_cascade(value, cost, rows, tasks, group, wanted, pull):
+    """The cascade of the best mean value on the `wanted` group of `tasks`, pulled towards the mean of all of them; of
+    equals the cheapest by such a mean."""
     mine = tasks[group[tasks] == wanted]
-    mean = [(value[i, mine].sum() + pull * value[i, tasks].mean()) / (len(mine) + pull) for i in rows]
-    return rows[int(np.argmax(mean))]
+    mean, usd = ([(v[i, mine].sum() + pull * v[i, tasks].mean()) / (len(mine) + pull) for i in rows]
+                 for v in (value, cost))
+    return rows[min(range(len(rows)), key=lambda i: (round(max(mean) - mean[i], 9), round(usd[i], 12)))]
 
 
 def test_cascades_are_chosen_without_the_part_that_scores_them(demo_world, split):
@@ -96,8 +98,8 @@ def test_cascades_are_chosen_without_the_part_that_scores_them(demo_world, split
         fits = []
         for pull in PULLS if variant == "per domain" else (1.0,):
             group = domain if variant == "per domain" else np.full(len(domain), "all")
-            cells = {(p, d): slow_cascade(value, rows, train[part != p] if p is not None else train, group, d, pull)
-                     for p in (*range(5), None) for d in np.unique(group)}  # no part is None: every training task
+            cells = {(p, d): slow_cascade(value, family.cost, rows, seen, group, d, pull) for d in np.unique(group)
+                     for p, seen in [(None, train), *((p, train[part != p]) for p in range(5))]}
             held, on_test = [cells[p, group[t]] for p, t in zip(part, train)], [cells[None, group[t]] for t in test]
             fits.append(np.isclose(family.score[held, train].mean(), offers.held_score[k])
                         and np.isclose(family.cost[held, train].mean(), offers.held_cost[k])

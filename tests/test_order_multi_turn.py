@@ -5,15 +5,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from mtrouter_nb.analyses.contrast import cascade_offers
+from mtrouter_nb.analyses.sensitivity import domain_cascade
 from mtrouter_nb.core.encoders import TextEncoder
 from mtrouter_nb.data.demo import load_demo
 from mtrouter_nb.data.pool import demo_pool
+from mtrouter_nb.multi_turn.cascades import CascadeFamily, choose_cascade
 from mtrouter_nb.multi_turn.contenders import CONTENDERS, run_contender
-from mtrouter_nb.multi_turn.evaluation import Results
+from mtrouter_nb.multi_turn.evaluation import Results, cascade_rows
 from mtrouter_nb.multi_turn.history import HistoryEncoder
 from mtrouter_nb.multi_turn.planning import PlannerConfig
 from mtrouter_nb.multi_turn.replay import OPEN, ReplayWorld
-from mtrouter_nb.multi_turn.rollout import random_trajectories
+from mtrouter_nb.multi_turn.rollout import random_trajectories, roll
 from mtrouter_nb.multi_turn.trials import EvaluationConfig, splits
 
 CONFIG = EvaluationConfig(folds=2, runs=2, fits=2, other_fits=2, random_seeds=2, epochs=3, cost_weights=(0.0, 1.0),
@@ -57,6 +60,36 @@ def test_a_permuted_pool_moves_plans_no_more_than_a_seed(worlds):
     first, again = worlds
     moved = agreement(played(first, "MTRouter-cost"), played(first, "MTRouter-cost", replace(CONFIG, seed=1)))
     assert agreement(played(first, "MTRouter-cost"), played(again, "MTRouter-cost")) >= moved - .05
+
+
+def test_a_permuted_pool_permutes_cascades(worlds):
+    "Many cascades solve the same training tasks: which of them is chosen is no matter of the pool's order."
+    one, other = (cascade_rows(w, splits(w.tasks, 2)[:2], CONFIG).set_index(ROW + ["fold"]) for w in worlds)
+    assert agreement(one.loc[:, ["score", "cost_usd"]], other) == 1
+    for weight in CONFIG.cost_weights:
+        chosen = []
+        for world in worlds:
+            family = CascadeFamily.of(world, OPEN)
+            at = choose_cascade(family, np.arange(40), weight)
+            chosen.append(([world.pool.names[m] for m in family.orders[at]], family.rules[at]))
+        assert chosen[0] == chosen[1]
+    offers = [cascade_offers(w, CascadeFamily.of(w, OPEN), np.arange(40), np.arange(40) % 3, np.arange(40, 50),
+                             CONFIG.cost_weights) for w in worlds]
+    assert all(np.allclose(getattr(offers[0], a), getattr(offers[1], a)) for a in ("score", "cost", "held_cost"))
+    domain = [played_by(w, domain_cascade(w, CONFIG, w.tasks["task_id"][:40])) for w in worlds]
+    assert np.allclose(*domain)
+
+
+def played_by(world, router):
+    tasks = np.arange(40, len(world.tasks))
+    return roll(world, router(tasks, OPEN), tasks, OPEN).episodes["cost_usd"]
+
+
+def test_of_cascades_that_score_alike_the_cheapest_is_chosen(worlds):
+    family, train = CascadeFamily.of(worlds[0], OPEN), np.arange(40)
+    score, cost = family.score[:, train].mean(1), family.cost[:, train].mean(1)
+    best = [i for i, s in enumerate(score) if np.isclose(s, max(score))]
+    assert len(best) > 1 and np.isclose(cost[choose_cascade(family, train, 0.0)], min(cost[i] for i in best))
 
 
 def test_every_fit_keeps_a_method_that_has_several_fits_on_one_kind_of_split_alone():

@@ -44,11 +44,12 @@ def cascade_offers(world: ReplayWorld, family: CascadeFamily, train: np.ndarray,
         sums = [fold_group_sums(v, part, group[train], group.max() + 1) for v in (
             family.score[np.ix_(among, train)], family.cost[np.ix_(among, train)], np.ones((1, len(train))))]
         for cost_weight in cost_weights:
-            value, count = sums[0] - cost_weight * sums[1], sums[2][:, 0]
-            pull = chosen_pull(value, count)
-            without = np.array([best_cascade(value.sum(0) - v, count.sum(0) - c, pull) for v, c in zip(value, count)])
+            value, usd, count = sums[0] - cost_weight * sums[1], sums[1], sums[2][:, 0]
+            pull = chosen_pull(value, usd, count)
+            without = np.array([best_cascade(value.sum(0) - v, usd.sum(0) - u, count.sum(0) - c, pull)
+                                for v, u, c in zip(value, usd, count)])
             number = np.unique(part, return_inverse=True)[1]
-            best = best_cascade(value.sum(0), count.sum(0), pull)
+            best = best_cascade(value.sum(0), usd.sum(0), count.sum(0), pull)
             picked = among[np.r_[without[number, group[train]], best[group[test]]]]
             tasks = np.r_[train, test]
             settings.append((name, cost_weight))

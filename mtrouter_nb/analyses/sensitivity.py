@@ -241,9 +241,10 @@ def domain_cascade(world: ReplayWorld, config: EvaluationConfig, train: Sequence
 
     def router(tasks, rights) -> Router:
         family = _family(world, rights)
-        score, count = (fold_group_sums(v, inner, group[train], group.max() + 1)
-                        for v in (family.score[:, train], np.ones((1, len(train)))))
-        best = best_cascade(score.sum(0), count[:, 0].sum(0), chosen_pull(score, count[:, 0]))
+        score, cost, count = (fold_group_sums(v, inner, group[train], group.max() + 1)
+                              for v in (family.score[:, train], family.cost[:, train], np.ones((1, len(train)))))
+        pull = chosen_pull(score, cost, count[:, 0])
+        best = best_cascade(score.sum(0), cost.sum(0), count[:, 0].sum(0), pull)
         return ByGroup([family.router(i) for i in best], group[tasks], "Cascade, per domain")
     return router
 

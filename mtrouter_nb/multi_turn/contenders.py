@@ -152,7 +152,7 @@ class Learned:
                          fold=trial.split.name, method=self.name, parameter=cost_weight, fit=fit)
                 for fit, e in enumerate(fitted) for cost_weight in cost_weights for rights in RIGHTS]
 
-# %% ../../nbs/multi_turn/10_contenders.ipynb #cell-012
+# %% ../../nbs/multi_turn/10_contenders.ipynb #cc011f7a
 def _mtrouter(pool, config) -> list:
     return [OutcomeEstimator(pool, EstimatorConfig(epochs=config.epochs, seed=config.seed + i))
             for i in range(config.fits)]
@@ -166,7 +166,7 @@ def _trees(pool, config) -> list: return [PerModelTrees(pool, seed=config.seed)]
 
 def _clusters(pool, config) -> list: return [ClusterQ(pool, seed=config.seed)]
 
-
+# %% ../../nbs/multi_turn/10_contenders.ipynb #7327a278
 def free(config: EvaluationConfig) -> tuple:
     "The score alone."
     return (0.0,)
@@ -176,7 +176,7 @@ def all_cost_weights(config: EvaluationConfig) -> tuple:
     "Every cost weight that the configuration names."
     return config.cost_weights
 
-
+# %% ../../nbs/multi_turn/10_contenders.ipynb #5a52cc4d
 @dataclass
 class MeanOf:
     "Several `fits` of one estimator as one: their mean."
@@ -187,7 +187,7 @@ class MeanOf:
         score, usd = zip(*(fit.predict(x) for fit in self.fits))
         return np.mean(score, 0), np.mean(usd, 0)
 
-
+# %% ../../nbs/multi_turn/10_contenders.ipynb #1f6c9909
 def _kept(fits) -> list[Router]: return [Stay(QRouter(e), np.inf) for e in fits]
 
 
@@ -205,6 +205,8 @@ def _voted(fits) -> list[Router]: return [QRouter(MeanOf(five)) for five in _in_
 
 WAYS = ((", first choice kept", _kept), (", two turns each", _two_turns), (", switch beyond noise", _beyond_noise),
         (", mean of fits", _voted))
+
+# %% ../../nbs/multi_turn/10_contenders.ipynb #3cfa2ac2
 MASKED = partial(budgeted, affordable_only=True)
 LEARNED = [Learned("MTRouter", _mtrouter, free, (("", budgeted), (", affordable only", MASKED)), WAYS),
            Learned("Ridge Q", _ridge, all_cost_weights), Learned("Trees Q", _trees, all_cost_weights),
@@ -259,7 +261,7 @@ def _heuristic(trial: Trial) -> Callable[[Rights], Router]:
 
 RULES_OF_HAND = [Rule("Heuristic", _heuristic)]
 
-# %% ../../nbs/multi_turn/10_contenders.ipynb #cell-016
+# %% ../../nbs/multi_turn/10_contenders.ipynb #f94f34e9
 @dataclass(frozen=True)
 class PerPrompt:
     """A router that reads the prompt alone. `make(seed)`: unfitted, once per fit; `predict(router, prompts, weight)`:
@@ -288,7 +290,7 @@ class PerPrompt:
             yield swept(trial, lambda _: EpisodeRouter(choice, self.name), rights, weights, method=self.name,
                         group="episode-level")
 
-
+# %% ../../nbs/multi_turn/10_contenders.ipynb #f75b9b33
 def _plain(router, prompts, _): return router.predict(prompts)
 
 

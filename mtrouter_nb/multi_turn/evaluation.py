@@ -73,8 +73,8 @@ def _family_rows(world, family, rights, split, config, own) -> list:
             family.score[np.ix_(among, train)], family.cost[np.ix_(among, train)], np.ones((1, len(train)))))
         for cost_weight in config.cost_weights:
             value = score - cost_weight * cost
-            pull = chosen_pull(value, count[:, 0])
-            best = among[best_cascade(value.sum(0), count[:, 0].sum(0), pull)][groups[test]]
+            pull = chosen_pull(value, cost, count[:, 0])
+            best = among[best_cascade(value.sum(0), cost.sum(0), count[:, 0].sum(0), pull)][groups[test]]
             frames.append(_played(world, family, best, test, rights=rights.name, split=split.kind, fold=split.name,
                                   method=name, group="cascade", parameter=cost_weight))
     return frames

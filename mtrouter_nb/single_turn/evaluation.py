@@ -297,17 +297,22 @@ def bench_results(matrix: OutcomeMatrix, queries: Queries,
 def router_seconds(matrix: OutcomeMatrix, queries: Queries,
                    routers: Mapping[str, Callable[[int], SingleTurnRouter]] | None = None, seed: int = SEEDS[0],
                    repeats: int = 3) -> pd.DataFrame:
-    """Columns method, prompts, settings, seconds_per_prompt: the fastest of `repeats` calls of `choose` on the test
-    prompts, on one thread, after fitting on the training prompts of `seed`. Without routers that lack what they need.
+    """Per router that has what it needs: prompts and settings (counts), and seconds of `choose` on one thread.
+
+    `seconds_per_prompt`: the fastest of `repeats` calls for all test prompts together; `seconds_alone`: the median over
+    up to 50 of them, asked one by one. Fitted on the training prompts of `seed`.
     """
     routers, (train, _, _, test), rows = ROUTERS if routers is None else routers, rows_of(matrix, seed), []
-    asked = queries.take(test)
+    asked, each = queries.take(test), [queries.take([i]) for i in test[:50]]
     for name in routers:
         try: router = routers[name](seed).fit(matrix.take(train), queries.take(train))
         except LacksInput: continue
-        with threadpool_limits(1): times = [_seconds(router.choose, asked) for _ in range(repeats)]
-        rows.append((name, len(test), len(times[0][1].settings), min(times, key=lambda t: t[0])[0] / len(test)))
-    return pd.DataFrame(rows, columns=["method", "prompts", "settings", "seconds_per_prompt"])
+        with threadpool_limits(1):
+            times = [_seconds(router.choose, asked) for _ in range(repeats)]
+            alone = [_seconds(router.choose, one)[0] for one in each]
+        together = min(seconds for seconds, _ in times) / len(test)
+        rows.append((name, len(test), len(times[0][1].settings), together, np.median(alone)))
+    return pd.DataFrame(rows, columns=["method", "prompts", "settings", "seconds_per_prompt", "seconds_alone"])
 
 
 def _seconds(call, *args):

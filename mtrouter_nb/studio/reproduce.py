@@ -197,6 +197,7 @@ def _settle(job: Job, before: dict) -> None:
 # %% ../../nbs/studio/04_reproduce.ipynb #0f27e450
 _COLD_SECONDS = {"mtrouter_main": 1800, "mtrouter_ablations": 1200, "mtrouter_sensitivity": 1300,
                  "mtrouter_contrast": 700, "mtrouter_controls": 500, "mtrouter_model_embeddings": 300,
+                 "mtrouter_network": 1000, "mtrouter_new_model": 700, "mtrouter_plans": 800, "mtrouter_cache": 300,
                  "bench_performance": 1200, "bench_defects": 500, "bench_noise": 250, "bench_embeddings": 300,
                  "bench_recall_failure": 60, "bench_pool_size": 60, "bench_speed": 70, "perf_engine": 140}
 
