@@ -14,7 +14,7 @@ from mtrouter_nb.single_turn import metrics as bm
 from mtrouter_nb.single_turn.agreement_cascade import AgreementCascade, plain, play
 from mtrouter_nb.single_turn.interface import (AvengersProCurve, Choices, LogisticPerModel, NearestNeighbours,
                                                Queries, embedllm, embedllm_published, routerdc)
-from mtrouter_nb.single_turn.metrics import config_table, dataset_table
+from mtrouter_nb.single_turn.metrics import config_table, domain_table
 
 N, M = 120, 4
 MODELS = ("cheap", "gpt-4o-mini-2024-07-18", "mid", "dear")
@@ -27,15 +27,15 @@ def world():
     topic = rng.integers(0, 2, N)
     score = (rng.random((N, M)) < np.where(topic[:, None] == 0, [.9, .2, .5, .9], [.1, .9, .5, .9])).astype(float)
     score[3, 0] = np.nan
-    items = pd.DataFrame(dict(item_id=[f"q{i}" for i in range(N)], dataset=np.where(np.arange(N) % 3, "a", "b"),
+    tasks = pd.DataFrame(dict(task_id=[f"q{i}" for i in range(N)], domain=np.where(np.arange(N) % 3, "a", "b"),
                               prompt=[f"prompt {i // 2 * 2 if i < 10 else i}" for i in range(N)], repeat=0))
     none = np.full((N, M), np.nan)
     cost = np.tile([.001, .002, .01, .1], (N, 1)) * rng.uniform(.5, 1.5, (N, 1))
-    matrix = OutcomeMatrix("made up", items, MODELS, score, cost, none, none, none, "simulated")
+    matrix = OutcomeMatrix("made up", tasks, MODELS, score, cost, none, none, none, "simulated")
     vectors = (np.eye(8)[topic] + rng.normal(0, .2, (N, 8))).astype("f4")
     answers = {MODELS[1]: np.c_[np.nan_to_num(score[:, 1]), rng.normal(size=(N, 3))].astype("f4")}
     said = pd.DataFrame({m: np.where(score[:, i] == 1, "right", f"wrong {m}") for i, m in enumerate(MODELS)})
-    return matrix, Queries(vectors, items, answers, said)
+    return matrix, Queries(vectors, tasks, answers, said)
 
 
 @pytest.mark.parametrize("name", B.ROUTERS)
@@ -103,19 +103,19 @@ def test_the_setting_is_chosen_on_validation_rows_alone(world, tmp_path, monkeyp
     fit = bench.fits["Avengers-Pro", 42]
     held = np.concatenate(B.rows_of(matrix, 42)[1:3])
     assert sorted(held) == sorted(B.rows_of(matrix, 42)[0])
-    names = matrix.items["dataset"].to_numpy()[held]
+    names = matrix.tasks["domain"].to_numpy()[held]
     accuracy = [np.mean([np.nanmean(row[names == d]) for d in dict.fromkeys(names)]) for row in fit.held_score]
     chosen = bench.chosen(42)
     row = chosen.configs["method"].tolist().index("Avengers-Pro")
     np.testing.assert_allclose(chosen.score[row], fit.score[int(np.argmax(accuracy))])
-    table = config_table(dataset_table(bench.validation(42)))
+    table = config_table(domain_table(bench.validation(42)))
     np.testing.assert_allclose(table.loc[table["method"] == "Avengers-Pro", "AvgAcc"], accuracy)
 
 
 def test_a_router_without_what_it_needs_leaves_an_empty_row_with_a_note(world, tmp_path, monkeypatch):
     monkeypatch.setenv("MTROUTER_CACHE", str(tmp_path))
     matrix, queries = world
-    bare = Queries(queries.embeddings, queries.items)
+    bare = Queries(queries.embeddings, queries.tasks)
     routers = {name: B.ROUTERS[name] for name in ("FrugalGPT", "Agreement cascade", "kNN")}
     bench = B.bench_results(matrix, bare, routers, (42,), 1, False)
     assert bench.routers == ["kNN"] and set(bench.notes) == {"FrugalGPT", "Agreement cascade", *B.ABSENT}
@@ -188,7 +188,7 @@ def test_the_cascade_is_a_plain_loop_over_prompts():
 
 def test_models_that_say_nothing_do_not_agree(world):
     matrix, queries = world
-    silent = Queries(queries.embeddings, queries.items, None, queries.said.assign(cheap=None, mid=None))
+    silent = Queries(queries.embeddings, queries.tasks, None, queries.said.assign(cheap=None, mid=None))
     made = AgreementCascade().fit(matrix, silent)
     code_of_nothing = made.choose(silent)
     assert code_of_nothing.answerer.shape == (len(made.cost_weights), N)
@@ -212,11 +212,11 @@ def test_meaning_does(one, other): assert plain(one) != plain(other)
 def test_equal_prompts_stay_together_and_other_datasets_move_nobody(world):
     matrix, _ = world
     train, test = split(matrix, 42)
-    prompts = list(zip(matrix.items["dataset"], matrix.items["prompt"]))
+    prompts = list(zip(matrix.tasks["domain"], matrix.tasks["prompt"]))
     assert len(set(prompts)) < N and not {prompts[i] for i in train} & {prompts[i] for i in test}
-    one = matrix.select(datasets=["a"])
-    kept = set(one.items["item_id"].iloc[split(one, 42)[0]])
-    assert kept == set(matrix.items["item_id"].iloc[train]) & set(one.items["item_id"])
+    one = matrix.select(domains=["a"])
+    kept = set(one.tasks["task_id"].iloc[split(one, 42)[0]])
+    assert kept == set(matrix.tasks["task_id"].iloc[train]) & set(one.tasks["task_id"])
 
 
 def test_a_prompt_of_two_datasets_stands_on_one_side():
@@ -224,19 +224,19 @@ def test_a_prompt_of_two_datasets_stands_on_one_side():
     shared = [f"Shared  question {i}?" for i in range(200)]
     rows = [("a", p) for p in shared] + [("b", p.upper().replace("  ", " ")) for p in shared]
     rows += [(d, f"{d} alone {i}") for d in "ab" for i in range(100)] + [("c", f"c alone {i}") for i in range(50)]
-    frame = pd.DataFrame(rows, columns=["dataset", "prompt"]).assign(model="m", score=1.0)
-    frame["item_id"] = [f"{d}/{i}" for i, d in enumerate(frame["dataset"])]
+    frame = pd.DataFrame(rows, columns=["domain", "prompt"]).assign(model="m", score=1.0)
+    frame["task_id"] = [f"{d}/{i}" for i, d in enumerate(frame["domain"])]
     both, other = from_frame(frame, "x"), from_frame(frame.sample(frac=1, random_state=0), "x")
     for seed in (42, 999):
         train, test = split(both, seed)
-        said = both.items["prompt"].map(lambda p: " ".join(p.split()).casefold())
+        said = both.tasks["prompt"].map(lambda p: " ".join(p.split()).casefold())
         assert not set(said.iloc[train]) & set(said.iloc[test]) and len(train) + len(test) == len(both)
-        assert both.items["dataset"].iloc[train].value_counts().to_dict() == dict(a=210, b=210, c=35)
-        chosen = set(both.items["item_id"].iloc[train])
-        assert set(other.items["item_id"].iloc[split(other, seed)[0]]) == chosen
+        assert both.tasks["domain"].iloc[train].value_counts().to_dict() == dict(a=210, b=210, c=35)
+        chosen = set(both.tasks["task_id"].iloc[train])
+        assert set(other.tasks["task_id"].iloc[split(other, seed)[0]]) == chosen
         for alone in ("a", "c"):  # the first of those that share, and one that shares nothing
-            one = both.select(datasets=[alone])
-            assert set(one.items["item_id"].iloc[split(one, seed)[0]]) == chosen & set(one.items["item_id"])
+            one = both.select(domains=[alone])
+            assert set(one.tasks["task_id"].iloc[split(one, seed)[0]]) == chosen & set(one.tasks["task_id"])
 
 
 def test_the_papers_split_is_one_stream_of_random_numbers(world):
@@ -244,13 +244,13 @@ def test_the_papers_split_is_one_stream_of_random_numbers(world):
     matrix, _ = world
     train, test = prompt_order_split(matrix, 7)
     rng, want = random.Random(7), set()
-    for dataset in sorted(matrix.datasets):
-        prompts = list(dict.fromkeys(matrix.items.loc[matrix.items["dataset"] == dataset, "prompt"]))
+    for dataset in sorted(matrix.domains):
+        prompts = list(dict.fromkeys(matrix.tasks.loc[matrix.tasks["domain"] == dataset, "prompt"]))
         order = list(range(len(prompts)))
         rng.shuffle(order)
         want |= {(dataset, prompts[i]) for i in order[:int(.7 * len(prompts))]}
-    got = matrix.items.iloc[train]
-    assert set(zip(got["dataset"], got["prompt"])) == want and len(train) + len(test) == N
+    got = matrix.tasks.iloc[train]
+    assert set(zip(got["domain"], got["prompt"])) == want and len(train) + len(test) == N
 
 
 def printed(fit, place):

@@ -19,18 +19,18 @@ def matrix(seed, n=48, models=4, missing=.08):
     "Random outcomes: scores 0, .5, 1 with holes, and costs with holes of their own."
     rng = np.random.default_rng(seed)
     ids = [f"i{j:03d}" for j in range(n)]
-    items = pd.DataFrame(dict(item_id=ids, dataset=np.resize(list("abac"), n), prompt="p", repeat=0))
+    tasks = pd.DataFrame(dict(task_id=ids, domain=np.resize(list("abac"), n), prompt="p", repeat=0))
     score, cost = rng.choice([0., .5, 1.], (n, models)), rng.integers(1, 9, (n, models)) / 8
     for table in (score, cost): table[rng.random((n, models)) < missing] = np.nan
     none = np.full((n, models), np.nan)
-    return OutcomeMatrix("toy", items, tuple(f"m{j}" for j in range(models)), score, cost, none, none, none)
+    return OutcomeMatrix("toy", tasks, tuple(f"m{j}" for j in range(models)), score, cost, none, none, none)
 
 
 def routed(test, seed, settings=3):
     "A router of `settings` configurations that picks columns at random."
     pick = np.random.default_rng(seed).integers(0, len(test.models), (settings, len(test)))
     rows = np.arange(len(test))
-    return Scores.of("R", np.arange(settings) / 10, test.score[rows, pick], test.cost[rows, pick], test.items, 0)
+    return Scores.of("R", np.arange(settings) / 10, test.score[rows, pick], test.cost[rows, pick], test.tasks, 0)
 
 
 def everything(seed, **args):
@@ -65,27 +65,27 @@ def loop_gain(accuracy, reference):
 
 def accuracies(scores):
     "(method, setting) -> {dataset: accuracy} by loops."
-    dataset = scores.items["dataset"].tolist()
+    dataset = scores.tasks["domain"].tolist()
     return {(c.method, c.setting if c.setting == c.setting else None): loop_accuracy(scores.score[i].tolist(), dataset)
             for i, c in enumerate(scores.configs.itertuples())}
 
 
 def loop_pair(scores, i, j):
-    "({dataset: accuracy} of configuration i, that of j), on the items where both have a score."
-    own, its, dataset = scores.score[i].tolist(), scores.score[j].tolist(), scores.items["dataset"].tolist()
+    "({dataset: accuracy} of configuration i, that of j), on the tasks where both have a score."
+    own, its, dataset = scores.score[i].tolist(), scores.score[j].tolist(), scores.tasks["domain"].tolist()
     both = [k for k in range(len(own)) if own[k] == own[k] and its[k] == its[k]]
     return tuple(loop_accuracy([values[k] for k in both], [dataset[k] for k in both]) for values in (own, its))
 
 
 def loop_pair_costs(scores, i, j):
     "Dollars of i and of j on all rows, each at its mean over the rows of a dataset where both have a price."
-    own, its, dataset = scores.cost[i].tolist(), scores.cost[j].tolist(), scores.items["dataset"].tolist()
+    own, its, dataset = scores.cost[i].tolist(), scores.cost[j].tolist(), scores.tasks["domain"].tolist()
     both = [own[k] + its[k] for k in range(len(own))]  # NaN where either is missing
     return tuple(loop_cost([v if b == b else math.nan for v, b in zip(values, both)], dataset) for values in (own, its))
 
 
 def costs(scores):
-    return [loop_cost(row.tolist(), scores.items["dataset"].tolist()) for row in scores.cost]
+    return [loop_cost(row.tolist(), scores.tasks["domain"].tolist()) for row in scores.cost]
 
 
 def loop_dominated(point, others):
@@ -95,13 +95,13 @@ def loop_dominated(point, others):
 # bounds ---------------------------------------------------------------------------------------------------------------
 def enough(matrix, d, j):
     "Whether a model has a score on four fifths of a dataset."
-    mine = [s for s, e in zip(matrix.score[:, j].tolist(), matrix.items["dataset"]) if e == d]
+    mine = [s for s, e in zip(matrix.score[:, j].tolist(), matrix.tasks["domain"]) if e == d]
     return len(known(mine)) >= .8 * len(mine)
 
 
 def loop_best(matrix):
     "Candidate with the best mean of dataset accuracies; the cheaper of equals."
-    dataset = matrix.items["dataset"].tolist()
+    dataset = matrix.tasks["domain"].tolist()
     keys = []
     for j, name in enumerate(matrix.models):
         if not all(enough(matrix, d, j) for d in DATASETS): continue
@@ -112,7 +112,7 @@ def loop_best(matrix):
 
 
 def loop_experts(matrix):
-    dataset, best = matrix.items["dataset"].tolist(), {}
+    dataset, best = matrix.tasks["domain"].tolist(), {}
     for d in DATASETS:
         keys = []
         for j, name in enumerate(matrix.models):
@@ -126,11 +126,11 @@ def loop_experts(matrix):
 
 
 def loop_bounds(train, test):
-    "Bound -> (scores, costs) by loops over items."
+    "Bound -> (scores, costs) by loops over tasks."
     single, single_test = loop_best(train), loop_best(test)
     expert, expert_test = loop_experts(train), loop_experts(test)
     rows = {name: ([], []) for name in ("random", "oracle", "single", "single_test", "expert", "expert_test")}
-    for i, d in enumerate(test.items["dataset"]):
+    for i, d in enumerate(test.tasks["domain"]):
         score, cost = test.score[i].tolist(), test.cost[i].tolist()
         ran = [j for j, s in enumerate(score) if not math.isnan(s)]
         best = max((score[j] for j in ran), default=math.nan)
@@ -163,7 +163,7 @@ def test_bounds(seed):
 def test_training_outcomes_alone_choose():
     train, test, _ = everything(0)
     rng = np.random.default_rng(1)
-    other = OutcomeMatrix("toy", test.items, test.models, rng.permuted(test.score, axis=1), *[test.cost] * 4)
+    other = OutcomeMatrix("toy", test.tasks, test.models, rng.permuted(test.score, axis=1), *[test.cost] * 4)
     for name in (bm.BEST, bm.PER_DATASET):
         rows = [bm.bounds(train, t, 0) for t in (test, other)]
         at = rows[0].configs["method"].tolist().index(name)
@@ -174,22 +174,22 @@ def test_bounds_that_cannot_be():
     train, test, _ = everything(0)
     with pytest.raises(ValueError, match="different models"): bm.bounds(train.select(["m0"]), test, 0)
     hole = train.score.copy()
-    hole[train.dataset == 1] = np.nan
+    hole[train.domain == 1] = np.nan
     with pytest.raises(ValueError, match="no model has a score on each of a, b, c"):
-        bm.bounds(OutcomeMatrix("toy", train.items, train.models, hole, *[train.cost] * 4), test, 0)
-    unseen = bm.bounds(train.select(datasets=["a", "b"]), test, 0)
+        bm.bounds(OutcomeMatrix("toy", train.tasks, train.models, hole, *[train.cost] * 4), test, 0)
+    unseen = bm.bounds(train.select(domains=["a", "b"]), test, 0)
     single, expert = (unseen.configs["method"].tolist().index(m) for m in (bm.BEST, bm.PER_DATASET))
-    new = (test.items["dataset"] == "c").to_numpy()
+    new = (test.tasks["domain"] == "c").to_numpy()
     np.testing.assert_array_equal(unseen.score[single, new], unseen.score[expert, new])
 
 
 # metrics of a configuration -------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("seed", range(6))
 def test_config_metrics(seed):
-    "Comparisons are of the items that both have; a table of means is compared as it stands, and says so."
+    "Comparisons are of the tasks that both have; a table of means is compared as it stands, and says so."
     _, _, scores = everything(seed)
     accuracy, dollars, names = accuracies(scores), costs(scores), scores.configs["method"].tolist()
-    sizes, keys = scores.items["dataset"].value_counts(), list(accuracy)
+    sizes, keys = scores.tasks["domain"].value_counts(), list(accuracy)
     def beside(i, method, paired):
         j = names.index(method)
         return loop_pair(scores, i, j) if paired else (accuracy[keys[i]], accuracy[keys[j]])
@@ -206,14 +206,14 @@ def test_config_metrics(seed):
                 "OracleGap": each(bm.ORACLE, lambda a, b: 1 - average(a) / average(b), paired)}
     functions = dict(AvgAcc=bm.avg_acc, SampleAvg=bm.sample_avg, Cost=bm.total_cost, GainAtRandom=bm.gain_at_random,
                      GainAtBest=bm.gain_at_best, GapAtOracle=bm.gap_at_oracle, LeadOverBest=bm.lead_over_best)
-    for cells in (scores, bm.dataset_table(scores)):
+    for cells in (scores, bm.domain_table(scores)):
         table, values = bm.config_table(cells), expected(cells is scores)
         for metric, wanted in values.items():
             np.testing.assert_allclose(table[metric], wanted, err_msg=metric, rtol=1e-9, atol=1e-12)
         for metric, function in functions.items():
             np.testing.assert_allclose(function(cells)["value"], values[metric], atol=1e-12)
         np.testing.assert_allclose(bm.ratio_of_averages(cells, "OracleGap")["value"], values["OracleGap"])
-        note = "paired on" if cells is scores else "means as they stand, of different items"
+        note = "paired on" if cells is scores else "means as they stand, of different tasks"
         assert table["note"].str.contains(note).any() and not table["note"].isna().any()
     mixed = bm.config_table(cells.sample(frac=1, random_state=seed)).set_index(["method", "setting"])
     pd.testing.assert_frame_equal(mixed.sort_index(), table.set_index(["method", "setting"]).sort_index())
@@ -221,22 +221,22 @@ def test_config_metrics(seed):
 
 def test_two_lucky_records_of_a_hundred_make_no_best_model():
     "Nor a lead: whoever is compared is compared on what both have, and is named where that is too little."
-    items = pd.DataFrame(dict(item_id=[f"q{i:03d}" for i in range(100)], dataset="a", prompt="p", repeat=0))
+    tasks = pd.DataFrame(dict(task_id=[f"q{i:03d}" for i in range(100)], domain="a", prompt="p", repeat=0))
     rng, none = np.random.default_rng(0), np.full((100, 3), np.nan)
     score = (rng.random((100, 3)) < [.6, .5, .4]).astype(float)
     score[:, 2] = np.where(np.arange(100) < 2, 1, np.nan)
     score[:2, 0] = 1
-    few = OutcomeMatrix("few", items, ("big", "mid", "lucky"), score, none, none, none, none)
-    assert few.models[bm.best_single(few)] == few.models[bm.best_per_dataset(few)["a"]] == "big"
+    few = OutcomeMatrix("few", tasks, ("big", "mid", "lucky"), score, none, none, none, none)
+    assert few.models[bm.best_single(few)] == few.models[bm.best_per_domain(few)["a"]] == "big"
     run = bm.stack(Scores.of_models(few, 0), bm.bounds(few, few, 0))
     table = bm.bench_table(run, resamples=50).set_index(["method", "metric"])
     assert table.at[("lucky", "LeadOverBest"), "value"] == table.at[("lucky", "GainAtBest"), "value"] == 0
-    assert table.at[("lucky", "LeadOverBest"), "note"] == "paired on 2 of 100 items"
-    assert table.at[(bm.BEST, "AvgAcc"), "note"] == "no candidates: lucky (2 of 100 items of a)"
+    assert table.at[("lucky", "LeadOverBest"), "note"] == "paired on 2 of 100 tasks"
+    assert table.at[(bm.BEST, "AvgAcc"), "note"] == "no candidates: lucky (2 of 100 tasks of a)"
     score[19:, 2], score[:79, 2] = np.nan, 1
     for known_rows, best in ((79, "big"), (80, "lucky")):
         score[:known_rows, 2] = 1
-        cut = OutcomeMatrix("few", items, few.models, score, none, none, none, none)
+        cut = OutcomeMatrix("few", tasks, few.models, score, none, none, none, none)
         assert cut.models[bm.best_single(cut)] == best, "four fifths are enough, less are not"
 
 
@@ -245,16 +245,16 @@ def test_no_best_depends_on_the_order_of_models(order):
     level = matrix(3, models=3, missing=0)
     same = np.repeat(level.score[:, :1], 3, 1), np.repeat(level.cost[:, :1], 3, 1)
     for score, cost in (same, (level.score, level.cost)):
-        one = OutcomeMatrix("toy", level.items, level.models, score, cost, *[cost] * 3)
+        one = OutcomeMatrix("toy", level.tasks, level.models, score, cost, *[cost] * 3)
         other = one.select([level.models[i] for i in order])
         assert one.models[bm.best_single(one)] == other.models[bm.best_single(other)]
-        named = [{d: m.models[c] for d, c in bm.best_per_dataset(m).items()} for m in (one, other)]
+        named = [{d: m.models[c] for d, c in bm.best_per_domain(m).items()} for m in (one, other)]
         assert named[0] == named[1]
 
 
 def test_missing_cells_are_counted():
     _, test, scores = everything(2)
-    cells = bm.dataset_table(Scores.of_models(test, 0))
+    cells = bm.domain_table(Scores.of_models(test, 0))
     assert cells["no_score"].sum() == np.isnan(test.score).sum() and cells["no_cost"].sum() == np.isnan(test.cost).sum()
     assert bm.config_table(cells)["no_cost"].sum() == np.isnan(test.cost).sum()
     assert (cells.groupby(["method"])["n"].sum() == len(test)).all()
@@ -263,8 +263,8 @@ def test_missing_cells_are_counted():
 def test_a_dataset_without_scores_is_missing_with_a_note():
     train, test, scores = everything(0)
     score = scores.score.copy()
-    score[0, scores.items["dataset"] == "b"] = np.nan
-    table = bm.config_table(bm.dataset_table(Scores(scores.configs, scores.items, score, scores.cost, 0)))
+    score[0, scores.tasks["domain"] == "b"] = np.nan
+    table = bm.config_table(bm.domain_table(Scores(scores.configs, scores.tasks, score, scores.cost, 0)))
     assert table.loc[0, ["AvgAcc", "SampleAvg", "GainAtBest", "GapAtOracle"]].isna().all()
     assert "no score on b" in table["note"][0] and table["Cost"].notna().all() and table.loc[1:, "AvgAcc"].notna().all()
 
@@ -273,10 +273,10 @@ def test_a_dataset_without_scores_is_missing_with_a_note():
                                               (bm.ORACLE, "GapAtOracle")])
 def test_zero_denominators(reference, metric):
     _, _, scores = everything(3)
-    cells = bm.dataset_table(scores).drop(columns="no_score")
-    zero = (cells["method"] == reference) & (cells["dataset"] == "c")
+    cells = bm.domain_table(scores).drop(columns="no_score")
+    zero = (cells["method"] == reference) & (cells["domain"] == "c")
     table = bm.config_table(cells.assign(accuracy=cells["accuracy"].mask(zero, 0.)))
-    rest = bm.config_table(cells[cells["dataset"] != "c"])
+    rest = bm.config_table(cells[cells["domain"] != "c"])
     np.testing.assert_allclose(table[metric], rest[metric])
     assert table["note"].str.contains(f"without c, where {reference} scores 0", regex=False).all()
     nothing = bm.config_table(cells.assign(accuracy=cells["accuracy"].mask(cells["method"] == reference, 0.)))
@@ -284,9 +284,9 @@ def test_zero_denominators(reference, metric):
 
 
 def test_no_metric_is_ever_infinite():
-    items = pd.DataFrame(dict(item_id=list("uvwxyz"), dataset=list("aabbcc"), prompt="p", repeat=0))
+    tasks = pd.DataFrame(dict(task_id=list("uvwxyz"), domain=list("aabbcc"), prompt="p", repeat=0))
     zero, none = np.zeros((6, 2)), np.full((6, 2), np.nan)
-    flat = OutcomeMatrix("flat", items, ("m0", "m1"), zero, zero, none, none, none)
+    flat = OutcomeMatrix("flat", tasks, ("m0", "m1"), zero, zero, none, none, none)
     table = bm.bench_table(bm.stack(Scores.of_models(flat, 0), bm.bounds(flat, flat, 0)), resamples=20)
     assert not np.isinf(table[["value", "low", "high"]].to_numpy()).any()
     ratios = table["metric"].isin(["GainAtRandom", "GapAtOracle", "PerfGain", "CostSave"])
@@ -362,11 +362,11 @@ def test_pareto_dist_is_one_number_wherever_it_stands(seed):
     values = rng.integers(1, 30, (n, 2)) / 40
     values[rng.random((n, 2)) < .2] = np.nan
     values[:2] = [[.2, .3], [.9, .8]]
-    items = pd.DataFrame(dict(item_id=["x"], dataset="a", repeat=0))
+    tasks = pd.DataFrame(dict(task_id=["x"], domain="a", repeat=0))
     configs = pd.DataFrame(dict(method=[f"m{i // 2}" for i in range(n)], setting=[i % 2 for i in range(n)],
                                 group="router"))
-    scores = bm.stack(Scores(configs, items, values[:, 1:], values[:, :1], 0),
-                      Scores.of(bm.BEST, [np.nan], [[.5]], [[.5]], items, 0, "yardstick"))
+    scores = bm.stack(Scores(configs, tasks, values[:, 1:], values[:, :1], 0),
+                      Scores.of(bm.BEST, [np.nan], [[.5]], [[.5]], tasks, 0, "yardstick"))
     points = bm.config_table(scores)
     expected = pytest.approx(loop_pareto(points), nan_ok=True)
     assert bm.pareto_dist(points).set_index("method")["value"].to_dict() == expected
@@ -380,8 +380,8 @@ def test_a_model_without_a_price_moves_no_axis():
     points = pd.DataFrame(dict(method=list("abcd"), setting=np.nan, group="model", AvgAcc=[.2, .4, .3, .6],
                                Cost=[1., 2, 2, np.nan]))
     assert bm.pareto_dist(points)["value"].tolist()[:3] == pytest.approx([0, 0, .5])
-    items = pd.DataFrame(dict(item_id=["x"], dataset="a", repeat=0))
-    scores = Scores(points[bm.CONFIG], items, points[["AvgAcc"]].to_numpy(), points[["Cost"]].to_numpy(), 0)
+    tasks = pd.DataFrame(dict(task_id=["x"], domain="a", repeat=0))
+    scores = Scores(points[bm.CONFIG], tasks, points[["AvgAcc"]].to_numpy(), points[["Cost"]].to_numpy(), 0)
     table = bm.bench_table(scores, reference="b", resamples=0).query("metric == 'ParetoDist'")
     assert table["value"].tolist() == pytest.approx([0, 0, .5, math.nan], nan_ok=True), ".25 with the axis moved by d"
 
@@ -440,12 +440,12 @@ def loop_cheapest(lead, dollars, averages):
 
 
 def loop_over_best(run):
-    "Per configuration its AvgAcc, dollars, and lead, gain and saving over Best Single on the items of both."
+    "Per configuration its AvgAcc, dollars, and lead, gain and saving over Best Single on the tasks of both."
     b, rows = run.configs["method"].tolist().index(bm.BEST), []
     for i in range(len(run.configs)):
         own, its = (mean(list(a.values())) for a in loop_pair(run, i, b))
         spent, its_cost = loop_pair_costs(run, i, b)
-        average = mean(list(loop_accuracy(run.score[i].tolist(), run.items["dataset"].tolist()).values()))
+        average = mean(list(loop_accuracy(run.score[i].tolist(), run.tasks["domain"].tolist()).values()))
         rows.append(dict(average=average, cost=costs(run)[i], lead=own - its, gain=own / its - 1,
                          saved=1 - spent / its_cost))
     return rows
@@ -474,14 +474,14 @@ def test_perfcost(seed):
 
 def test_a_seed_without_a_setting_that_qualifies_saves_nothing():
     "Its Saving and its lead are 0 and count in the mean and in the interval; the paper's way leaves it out."
-    items = pd.DataFrame(dict(item_id=[f"q{i:02d}" for i in range(40)], dataset="a", repeat=0))
+    tasks = pd.DataFrame(dict(task_id=[f"q{i:02d}" for i in range(40)], domain="a", repeat=0))
     rng, runs, helds = np.random.default_rng(0), [], []
     best = (rng.random(40) < .6).astype(float)
     for seed in range(5):
         worse = np.where(np.arange(40) < 20, 0, best)
         for out, own in ((runs, best if seed == 0 else worse), (helds, best if seed == 0 else worse)):
-            out.append(bm.stack(Scores.of(bm.BEST, [np.nan], [best], [np.full(40, 2.)], items, seed, "yardstick"),
-                                Scores.of("R", [0, 1], [own, own], np.full((2, 40), .5), items, seed)))
+            out.append(bm.stack(Scores.of(bm.BEST, [np.nan], [best], [np.full(40, 2.)], tasks, seed, "yardstick"),
+                                Scores.of("R", [0, 1], [own, own], np.full((2, 40), .5), tasks, seed)))
     table = bm.over_seeds(runs, helds, resamples=100).query("method == 'R'").set_index(["metric", "chosen"])
     saving, reached = (table.loc[(m, bm.CHOSEN)] for m in ("Saving", "SavingReached"))
     assert saving["value"] == pytest.approx(.75 / 5) and saving["seeds"] == 5
@@ -495,7 +495,7 @@ def test_a_seed_without_a_setting_that_qualifies_saves_nothing():
 def test_a_router_that_validation_never_met_has_no_saving():
     "It did not fail to qualify, so it is no zero."
     _, _, scores = everything(1, missing=0)
-    held = Scores(scores.configs, scores.items, np.where((scores.configs["method"] == "R").to_numpy()[:, None], np.nan,
+    held = Scores(scores.configs, scores.tasks, np.where((scores.configs["method"] == "R").to_numpy()[:, None], np.nan,
                                                          scores.score), scores.cost, 0)
     found = bm.perfcost(held, scores, resamples=20).query("method == 'R' and chosen == @bm.CHOSEN")
     assert found["value"].isna().all() and found["low"].isna().all() and len(found) == 4
@@ -512,7 +512,7 @@ def test_shuffled_test_scores_change_no_choice():
     held_out = matrix(201)
     held = bm.stack(Scores.of_models(held_out, 0), bm.bounds(train, held_out, 0), routed(held_out, 1))
     mixed = np.random.default_rng(0).permuted(scores.score, axis=1)
-    shuffled = Scores(scores.configs, scores.items, mixed, scores.cost, 0)
+    shuffled = Scores(scores.configs, scores.tasks, mixed, scores.cost, 0)
     tables = [bm.perfcost(held, s, resamples=0) for s in (scores, shuffled)]
     chose = "metric in ['PerfGain', 'Saving', 'SavingReached'] and chosen == @bm.CHOSEN"
     notes = [t.query(chose)["note"] for t in tables]
@@ -522,7 +522,7 @@ def test_shuffled_test_scores_change_no_choice():
 def test_without_costs_the_rest_stands():
     "No price: accuracies as ever, CostSave missing for that reason and no other, no frontier."
     _, _, scores = everything(1)
-    free = Scores(scores.configs, scores.items, scores.score, np.full_like(scores.cost, np.nan), 0)
+    free = Scores(scores.configs, scores.tasks, scores.score, np.full_like(scores.cost, np.nan), 0)
     table, priced = (bm.bench_table(s, s, resamples=20).set_index(bm.METRIC_KEYS) for s in (free, scores))
     for metric in ("AvgAcc", "GapAtOracle", "PerfGain"):
         one, other = (t.xs(metric, level="metric")["value"] for t in (table, priced))
@@ -537,15 +537,15 @@ def test_a_reference_is_needed():
     _, test, _ = everything(0)
     models = Scores.of_models(test, 0)
     with pytest.raises(ValueError, match="stack `bounds`"): bm.bench_table(models)
-    with pytest.raises(ValueError, match="stack `bounds`"): bm.gain_at_random(bm.dataset_table(models))
+    with pytest.raises(ValueError, match="stack `bounds`"): bm.gain_at_random(bm.domain_table(models))
 
 
 # intervals ------------------------------------------------------------------------------------------------------------
 def resampled(scores, draws, r):
     "The scores of resample r, its rows repeated as often as they were drawn."
-    pairs = zip(scores.items["dataset"], scores.items["item_id"])
-    rows = np.repeat(np.arange(len(scores.items)), [draws[d][1][r, draws[d][0].get_loc(i)] for d, i in pairs])
-    return Scores(scores.configs, scores.items.iloc[rows].reset_index(drop=True), scores.score[:, rows],
+    pairs = zip(scores.tasks["domain"], scores.tasks["task_id"])
+    rows = np.repeat(np.arange(len(scores.tasks)), [draws[d][1][r, draws[d][0].get_loc(i)] for d, i in pairs])
+    return Scores(scores.configs, scores.tasks.iloc[rows].reset_index(drop=True), scores.score[:, rows],
                   scores.cost[:, rows], scores.seed)
 
 
@@ -557,9 +557,9 @@ def values_of(scores, resamples=0, **args):
 
 def test_intervals_are_percentiles_of_tables_of_repeated_rows():
     _, _, scores = everything(5, n=60, missing=.05)
-    anchors = Anchors.of(bm.config_table(bm.dataset_table(Scores(
-        scores.configs.iloc[:4], scores.items, scores.score[:4], scores.cost[:4], 0))))
-    resamples, draws = 40, bm.item_draws([scores], 40, 7)
+    anchors = Anchors.of(bm.config_table(bm.domain_table(Scores(
+        scores.configs.iloc[:4], scores.tasks, scores.score[:4], scores.cost[:4], 0))))
+    resamples, draws = 40, bm.task_draws([scores], 40, 7)
     again = pd.concat([values_of(resampled(scores, draws, r + 1), anchors=anchors)["value"] for r in range(resamples)],
                       axis=1)
     table = values_of(scores, resamples, anchors=anchors, seed=7)
@@ -572,7 +572,7 @@ def test_intervals_are_percentiles_of_tables_of_repeated_rows():
 
 def test_qualifying_share():
     _, _, scores = everything(5, n=60, missing=.05)
-    draws, share, names = bm.item_draws([scores], 50, 0), [], scores.configs["method"].tolist()
+    draws, share, names = bm.task_draws([scores], 50, 0), [], scores.configs["method"].tolist()
     for r in range(50):
         again = resampled(scores, draws, r + 1)
         pairs = [loop_pair(again, i, names.index(bm.BEST)) for i, m in enumerate(names) if m == "R"]
@@ -602,7 +602,7 @@ def test_table_values_are_those_of_the_public_functions():
 
 
 def overlapping(n_seeds=3):
-    "Runs of several seeds, each tested on two thirds of the same items."
+    "Runs of several seeds, each tested on two thirds of the same tasks."
     whole, rng, runs = matrix(9, n=60, missing=0), np.random.default_rng(0), []
     for seed in range(n_seeds):
         rows = np.sort(rng.permutation(60)[:40])
@@ -614,7 +614,7 @@ def overlapping(n_seeds=3):
 
 def test_seeds_share_their_draws():
     runs = overlapping()
-    table, draws = bm.over_seeds(runs, resamples=60, seed=3), bm.item_draws(runs, 60, 3)
+    table, draws = bm.over_seeds(runs, resamples=60, seed=3), bm.task_draws(runs, 60, 3)
     row = table[(table["method"] == "m1") & (table["metric"] == "AvgAcc")].iloc[0]
     def average(r): return mean([mean(list(accuracies(resampled(run, draws, r))["m1", None].values())) for run in runs])
     assert row["value"] == pytest.approx(average(0)) and row["seeds"] == 3
@@ -624,27 +624,27 @@ def test_seeds_share_their_draws():
 
 @pytest.mark.parametrize("n_seeds", [1, 2, 5])
 def test_more_seeds_on_the_same_items_know_no_more(n_seeds):
-    "An interval of brute force: rows of all seeds repeated as one draw of items says, the mean over all of them."
+    "An interval of brute force: rows of all seeds repeated as one draw of tasks says, the mean over all of them."
     whole = matrix(9, n=60, missing=0)
     run = bm.stack(Scores.of_models(whole, 0), bm.bounds(whole, whole, 0))
-    runs = [Scores(run.configs, run.items, run.score, run.cost, seed) for seed in range(n_seeds)]
+    runs = [Scores(run.configs, run.tasks, run.score, run.cost, seed) for seed in range(n_seeds)]
     row = bm.over_seeds(runs, resamples=300, seed=3).query("method == 'm1' and metric == 'AvgAcc'").iloc[0]
     rng, means = np.random.default_rng(1), []
     for _ in range(300):
-        drawn = np.concatenate([rng.choice(np.flatnonzero(whole.dataset == d), (whole.dataset == d).sum())
+        drawn = np.concatenate([rng.choice(np.flatnonzero(whole.domain == d), (whole.domain == d).sum())
                                 for d in range(3)])
-        pooled = np.concatenate([whole.score[drawn, 1]] * n_seeds), np.concatenate([whole.dataset[drawn]] * n_seeds)
+        pooled = np.concatenate([whole.score[drawn, 1]] * n_seeds), np.concatenate([whole.domain[drawn]] * n_seeds)
         means.append(mean([pooled[0][pooled[1] == d].mean() for d in range(3)]))
     low, high = np.percentile(means, [2.5, 97.5])
     assert row["high"] - row["low"] == pytest.approx(high - low, rel=.15)
 
 
 def test_fits_of_a_seed_are_in_the_interval():
-    "Two fits as unlike as right and wrong: their mean is unsure by as much as their spread says, however many items."
-    items = pd.DataFrame(dict(item_id=[f"q{i:04d}" for i in range(2000)], dataset="a", repeat=0))
+    "Two fits as unlike as right and wrong: their mean is unsure by as much as their spread says, however many tasks."
+    tasks = pd.DataFrame(dict(task_id=[f"q{i:04d}" for i in range(2000)], domain="a", repeat=0))
     def run(seed, score):
-        return bm.stack(Scores.of(bm.BEST, [np.nan], np.full((1, 2000), .5), np.ones((1, 2000)), items, seed),
-                        Scores.of("R", [np.nan], np.full((1, 2000), score), np.ones((1, 2000)), items, seed))
+        return bm.stack(Scores.of(bm.BEST, [np.nan], np.full((1, 2000), .5), np.ones((1, 2000)), tasks, seed),
+                        Scores.of("R", [np.nan], np.full((1, 2000), score), np.ones((1, 2000)), tasks, seed))
     def width(*runs):
         row = bm.over_seeds(runs, resamples=2000).query("method == 'R' and metric == 'LeadOverBest'").iloc[0]
         assert row["value"] == pytest.approx(0) and row["seeds"] == len({r.seed for r in runs})
@@ -660,8 +660,8 @@ def test_fits_of_a_seed_are_in_the_interval():
 def test_order_of_items_and_configurations_does_not_matter():
     _, _, scores = everything(6)
     rng = np.random.default_rng(0)
-    rows, columns = rng.permutation(len(scores.configs)), rng.permutation(len(scores.items))
-    moved = Scores(scores.configs.iloc[rows].reset_index(drop=True), scores.items.iloc[columns].reset_index(drop=True),
+    rows, columns = rng.permutation(len(scores.configs)), rng.permutation(len(scores.tasks))
+    moved = Scores(scores.configs.iloc[rows].reset_index(drop=True), scores.tasks.iloc[columns].reset_index(drop=True),
                    scores.score[np.ix_(rows, columns)], scores.cost[np.ix_(rows, columns)], 0)
     one, other = (values_of(s, 30)[["value", "low", "high"]] for s in (scores, moved))
     pd.testing.assert_frame_equal(one.sort_index(), other.sort_index(), check_exact=False, rtol=1e-9, atol=1e-12)
@@ -669,28 +669,28 @@ def test_order_of_items_and_configurations_does_not_matter():
 
 def test_another_dataset_moves_no_draw():
     runs = overlapping(1)
-    fewer = (runs[0].items["dataset"] != "c").to_numpy()
-    part = Scores(runs[0].configs, runs[0].items[fewer].reset_index(drop=True), runs[0].score[:, fewer],
+    fewer = (runs[0].tasks["domain"] != "c").to_numpy()
+    part = Scores(runs[0].configs, runs[0].tasks[fewer].reset_index(drop=True), runs[0].score[:, fewer],
                   runs[0].cost[:, fewer], 0)
-    whole, less = bm.item_draws(runs, 5, 0), bm.item_draws([part], 5, 0)
+    whole, less = bm.task_draws(runs, 5, 0), bm.task_draws([part], 5, 0)
     for d in ("a", "b"): np.testing.assert_array_equal(whole[d][1], less[d][1])
 
 
 def test_repeats_of_an_item_are_drawn_together():
-    items = pd.DataFrame(dict(item_id=["q1", "q1", "q2", "q2"], dataset="a", repeat=[0, 1, 0, 1]))
+    tasks = pd.DataFrame(dict(task_id=["q1", "q1", "q2", "q2"], domain="a", repeat=[0, 1, 0, 1]))
     score = np.array([[1., 1, 0, 0]])
-    run = Scores.of("m", [np.nan], score, score, items, 0, "model")
-    grid = bm._measured(run, bm.item_draws([run], 200, 0))
-    assert set(np.unique(grid.accuracy[1:])) == {0, .5, 1}, "two items, so three means"
+    run = Scores.of("m", [np.nan], score, score, tasks, 0, "model")
+    grid = bm._measured(run, bm.task_draws([run], 200, 0))
+    assert set(np.unique(grid.accuracy[1:])) == {0, .5, 1}, "two tasks, so three means"
     assert abs((grid.accuracy[1:] == .5).mean() - .5) < .1
 
 
 def test_scores_that_do_not_fit():
     _, test, scores = everything(0)
     with pytest.raises(ValueError, match="stands there twice"): bm.stack(scores, scores)
-    with pytest.raises(ValueError, match="not on the same items"):
+    with pytest.raises(ValueError, match="not on the same tasks"):
         bm.stack(scores, routed(test.take(np.arange(5)), 0))
     with pytest.raises(ValueError, match="one row per configuration"):
-        Scores(scores.configs, scores.items, scores.score[1:], scores.cost, 0)
-    with pytest.raises(ValueError, match="none of router"): Scores(scores.configs.assign(group="?"), scores.items,
+        Scores(scores.configs, scores.tasks, scores.score[1:], scores.cost, 0)
+    with pytest.raises(ValueError, match="none of router"): Scores(scores.configs.assign(group="?"), scores.tasks,
                                                                    scores.score, scores.cost, 0)

@@ -18,7 +18,7 @@ from mtrouter_nb.data import bfcl, upstream
 from mtrouter_nb.data.bfcl import read_bfcl_upstream
 from mtrouter_nb.data.mcpmark import read_mcpmark_upstream
 from mtrouter_nb.data.sources import (SOURCES, load_all, load_answers, load_outcomes, measured_models,
-                                      sample_items)
+                                      sample_outcomes)
 from mtrouter_nb.data.upstream import DownloadError, OutcomeSource, list_prices
 from mtrouter_nb.data.zeroeval import ANSWER_MODELS, final_answer, is_correct, read_zeroeval_upstream
 from mtrouter_nb.data.outcomes import OutcomeError
@@ -226,7 +226,7 @@ def test_a_broken_mcpmark_file_is_named(tmp_path):
 def test_default_matrices(reference, name, shape, left_out):
     matrix = load_outcomes(name)
     assert matrix.score.shape == shape and not np.isnan(matrix.score).any() and matrix.evidence == "logged"
-    assert matrix.items["prompt"].notna().all() and left_out not in matrix.models
+    assert matrix.tasks["prompt"].notna().all() and left_out not in matrix.models
     assert not (matrix.cost == 0).any() and not (matrix.latency == 0).any()  # what is unknown is no zero
     table = pd.read_parquet(reference / name / f"{'runs' if name == 'mcpmark' else 'outcomes'}.parquet")
     for model in matrix.models[::9]:
@@ -236,15 +236,15 @@ def test_default_matrices(reference, name, shape, left_out):
 
 
 def test_order_of_rows_is_that_of_the_tasks(reference):
-    items = load_outcomes("zeroeval").items["item_id"]
-    assert items.tolist() == pd.read_parquet(reference / "zeroeval/tasks.parquet").task_id.tolist()
+    tasks = load_outcomes("zeroeval").tasks["task_id"]
+    assert tasks.tolist() == pd.read_parquet(reference / "zeroeval/tasks.parquet").task_id.tolist()
 
 
 def test_mcpmark_repeats(reference):
     matrix = load_outcomes("mcpmark", ["claude-opus-4-1", "o3"])
-    assert matrix.models == ("claude-opus-4-1", "o3") and matrix.items["repeat"].value_counts().tolist() == [127] * 4
+    assert matrix.models == ("claude-opus-4-1", "o3") and matrix.tasks["repeat"].value_counts().tolist() == [127] * 4
     once = ~np.isnan(matrix.score[:, 0])
-    assert (matrix.items["repeat"][once] == 0).all() and once.sum() == 127 and not np.isnan(matrix.score[:, 1]).any()
+    assert (matrix.tasks["repeat"][once] == 0).all() and once.sum() == 127 and not np.isnan(matrix.score[:, 1]).any()
 
 
 def test_mcpmark_runs_without_tokens_have_no_cost(reference):
@@ -265,13 +265,13 @@ def test_bfcl_pools(reference):
     priced, prices = measured_models(matrix, SOURCES["bfcl"].complete), list_prices("bfcl_list_prices")
     assert priced == [m for m in measured if not np.isnan(prices.input_usd_per_mtok[m])] and len(priced) == 44
     matrix = load_outcomes("bfcl", ["gpt-4o-mini-2024-07-18"])
-    first = table[(table.model == "gpt-4o-mini-2024-07-18") & (table.task_id == matrix.items["item_id"][0])].iloc[0]
+    first = table[(table.model == "gpt-4o-mini-2024-07-18") & (table.task_id == matrix.tasks["task_id"][0])].iloc[0]
     assert matrix.cost[0, 0] == pytest.approx((first.input_tokens * .15 + first.output_tokens * .6) / 1e6)
 
 
 def test_answers_belong_to_items(reference):
     answers, matrix = load_answers(), load_outcomes("zeroeval")
-    assert set(answers.task_id) == set(matrix.items["item_id"]) and set(answers.model) == set(ANSWER_MODELS)
+    assert set(answers.task_id) == set(matrix.tasks["task_id"]) and set(answers.model) == set(ANSWER_MODELS)
     with pytest.raises(OutcomeError, match="not kept of bfcl"): load_answers("bfcl")
 
 
@@ -282,8 +282,8 @@ def test_tasks_of_mint_from_start_to_end(reference):
     matrix = load_outcomes("mint", MINT_POOL)
     tasks, episodes, turns = (pd.read_parquet(folder / f"{t}.parquet") for t in ("tasks", "episodes", "turns"))
     own = episodes[episodes.model == model].set_index("task_id")
-    assert matrix.models == MINT_POOL and set(matrix.items["item_id"]) == set(tasks.task_id) and len(matrix) == 586
-    rows = own.loc[matrix.items["item_id"]]
+    assert matrix.models == MINT_POOL and set(matrix.tasks["task_id"]) == set(tasks.task_id) and len(matrix) == 586
+    rows = own.loc[matrix.tasks["task_id"]]
     assert np.array_equal(matrix.score[:, 0], rows.success)
     price_in, price_out = pd.read_csv(folder / "prices.csv", index_col="model").loc[model].iloc[:2].astype(float)
     assert np.allclose(matrix.cost[:, 0], (rows.input_tokens * price_in + rows.output_tokens * price_out) / 1e6)
@@ -304,10 +304,10 @@ def test_all_of_them(reference):
     full, small = load_all(), load_all(profile="smoke")
     assert [m.name for m in full] == [m.name for m in small] == list(READERS)
     for big, few in zip(full, small):
-        assert len(few.models) == 6 and set(few.models) < set(big.models) and few.datasets == big.datasets
-        assert few.items["item_id"].nunique() == 30 and not np.isnan(few.score).any()
+        assert len(few.models) == 6 and set(few.models) < set(big.models) and few.domains == big.domains
+        assert few.tasks["task_id"].nunique() == 30 and not np.isnan(few.score).any()
         assert np.isnan(few.cost).mean() < (.01 if few.name == "mcpmark" else 1e-9)
-        again = sample_items(big.select(few.models), 30)
+        again = sample_outcomes(big.select(few.models), 30)
         assert again.fingerprint() == few.fingerprint()
 
 

@@ -149,7 +149,7 @@ def test_names_in_the_prose_exist(root):
     prose = re.sub(r"```.*?```", "", prose, flags=re.S)
     quoted = set(re.findall(r"`([A-Z][a-z]+[A-Za-z]*(?:\.\w+)?|[a-z]+_[a-z_]+)`", prose))
     figures = {p.stem for p in (root / "nbs" / "paper").rglob("*.ipynb")}
-    columns = {"task_id", "output_tokens", "input_tokens", "latency_s", "cost_usd", "item_id", "mtrouter_nb",
+    columns = {"task_id", "output_tokens", "input_tokens", "latency_s", "cost_usd", "mtrouter_nb",
                "cached_tokens"}
     others = {"Makefile"}
     for name in quoted - figures - columns - others:

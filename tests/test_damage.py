@@ -450,8 +450,8 @@ def test_a_manifest_older_than_its_tables_is_not_believed(two):
     with pytest.raises(ReleaseError, match="d/test/b/.* has other tables than .* run convert_release again"):
         load_release(two / "out", MINE)
     convert(two)
-    items = load_release(two / "out", MINE, models=["b"]).items
-    assert items["prompt"].tolist() == [f"Other: {i}" for i in range(1, 7)]
+    tasks = load_release(two / "out", MINE, models=["b"]).tasks
+    assert tasks["prompt"].tolist() == [f"Other: {i}" for i in range(1, 7)]
 
 
 @pytest.mark.parametrize("fits", [0, 1, 2])

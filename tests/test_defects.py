@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from mtrouter_nb.analyses import defects as D
-from mtrouter_nb.analyses.pools import mean_of_datasets
+from mtrouter_nb.analyses.pools import mean_of_domains
 from mtrouter_nb.data.outcomes import OutcomeMatrix
 from mtrouter_nb.learners.embedding_routers import EmbedLLM
 from mtrouter_nb.single_turn.evaluation import rows_of
@@ -26,17 +26,17 @@ def world():
     rng = np.random.default_rng(0)
     topic = rng.integers(0, 2, N)
     score = (rng.random((N, M)) < np.where(topic[:, None] == 0, [.9, .2, .5, .6], [.1, .9, .5, .6])).astype(float)
-    items = pd.DataFrame(dict(item_id=[f"q{i}" for i in range(N)], dataset=np.where(np.arange(N) % 3, "a", "b"),
+    tasks = pd.DataFrame(dict(task_id=[f"q{i}" for i in range(N)], domain=np.where(np.arange(N) % 3, "a", "b"),
                               prompt=[f"prompt {i}" for i in range(N)], repeat=0))
     none = np.full((N, M), np.nan)
     cost = np.arange(1.0, 1 + N * M).reshape(N, M)  # tells which model was called on which prompt
-    matrix = OutcomeMatrix("made up", items, tuple("wxyz"), score, cost, none, none, none, "simulated")
-    return matrix, Queries((np.eye(8)[topic] + rng.normal(0, .3, (N, 8))).astype("f4"), items)
+    matrix = OutcomeMatrix("made up", tasks, tuple("wxyz"), score, cost, none, none, none, "simulated")
+    return matrix, Queries((np.eye(8)[topic] + rng.normal(0, .3, (N, 8))).astype("f4"), tasks)
 
 
 def accuracy(matrix, answerer):
     score = matrix.score[np.arange(len(matrix)), answerer]
-    return mean_of_datasets(score[:, None], np.ones((1, len(matrix))), matrix.dataset)[0, 0]
+    return mean_of_domains(score[:, None], np.ones((1, len(matrix))), matrix.domain)[0, 0]
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -67,7 +67,7 @@ def test_the_peak_is_the_best_look_on_test_and_only_it_sees_test_labels(world, n
 
 def test_a_model_without_scores_is_no_choice():
     said = np.array([[[.2, np.nan, .4]], [[np.nan, .1, .3]]])
-    matrix = OutcomeMatrix("x", pd.DataFrame(dict(item_id=["q"], dataset="a", repeat=0, prompt="p")), tuple("abc"),
+    matrix = OutcomeMatrix("x", pd.DataFrame(dict(task_id=["q"], domain="a", repeat=0, prompt="p")), tuple("abc"),
                            *[np.zeros((1, 3))] * 5, "simulated")
     assert [who.tolist() for who in D.chosen_by_slip(said, matrix).values()] == [[2], [2]]
 
@@ -100,6 +100,6 @@ def test_the_study_is_stored_and_scores_follow_from_the_table(world, tmp_path, m
         for seed, a, b in zip((42, 999), scores, again[method]):
             assert np.array_equal(a.score, b.score)
             test = rows_of(world[0], seed)[3]
-            assert a.items["item_id"].tolist() == world[0].items["item_id"].iloc[test].tolist()
+            assert a.tasks["task_id"].tolist() == world[0].tasks["task_id"].iloc[test].tolist()
             row, model = np.divmod(a.cost - 1, M)
             assert (row == test).all() and np.array_equal(a.score, world[0].score[test, model.astype(int)])

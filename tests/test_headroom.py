@@ -183,7 +183,7 @@ def test_mint_by_another_road():
     assert len(others.models) == 46 and not set(others.models) & set(MINT_POOL)
     facts = facts_of(world, others)
     mint = load_outcomes("mint")
-    frame = pd.DataFrame(mint.score, mint.items["item_id"], mint.models).loc[facts.tasks["task_id"]]
+    frame = pd.DataFrame(mint.score, mint.tasks["task_id"], mint.models).loc[facts.tasks["task_id"]]
     assert np.array_equal(facts.others, frame[list(others.models)]) and len(facts.tasks) == 586
     known = {name: out_of_fold(facts, CHANCES[name])[None] for name in (NOTHING, DOMAIN)}
     table = headroom_table(task_rows(facts, known)).set_index(["question", "known"])

@@ -259,7 +259,7 @@ def test_names_may_come_from_a_generator():
 
 # --- outcome tables ---------------------------------------------------------------------------------------------------
 
-TIDY = dict(model=["a", "b"], item_id=[7, 8], dataset="d", score=["1", 0.], cost_usd=[.1, None], repeat=["0", 0])
+TIDY = dict(model=["a", "b"], task_id=[7, 8], domain="d", score=["1", 0.], cost_usd=[.1, None], repeat=["0", 0])
 
 
 @pytest.mark.parametrize("values, sentence", [
@@ -272,15 +272,15 @@ TIDY = dict(model=["a", "b"], item_id=[7, 8], dataset="d", score=["1", 0.], cost
     (dict(latency_s=[False, 1]), "model a on 7 has the latency_s False"),
     (dict(repeat=["x", None]), "a row has no repeat: b on 8, d"), (dict(model=["a", None]), "a row has no model"),
     (dict(model=["a", " "]), "model, row 2: ' ' is no name"),
-    (dict(item_id=[7, "7"], model="a"), "has item 7, repeat 0, twice"),
+    (dict(task_id=[7, "7"], model="a"), "has task 7, repeat 0, twice"),
 ])
 def test_an_outcome_that_is_wrong_is_named(values, sentence):
     with pytest.raises(OutcomeError, match=f"^mine: .*{sentence}"): from_frame(pd.DataFrame(TIDY | values), "mine")
 
 
 def test_outcomes_are_read_as_they_are_meant():
-    matrix = from_frame(pd.DataFrame(TIDY), "mine", items=pd.DataFrame(dict(item_id=[7, 8], prompt=["x", "y"])))
-    assert matrix.items["prompt"].tolist() == ["x", "y"] and matrix.score[0, 0] == 1 and matrix.score[1, 1] == 0
+    matrix = from_frame(pd.DataFrame(TIDY), "mine", tasks=pd.DataFrame(dict(task_id=[7, 8], prompt=["x", "y"])))
+    assert matrix.tasks["prompt"].tolist() == ["x", "y"] and matrix.score[0, 0] == 1 and matrix.score[1, 1] == 0
     assert np.isnan(matrix.cost[1, 1]) and from_frame(pd.DataFrame(TIDY | dict(score=[True, False])),
      "m").score[0, 0] == 1
     with pytest.warns(UserWarning, match="column 'cost' is not read; if it is meant to be 'cost_usd'"):

@@ -25,13 +25,13 @@ def planted(n, seed, d=32, cost=(.01, .02, .05, 1.0)):
     topic = rng.integers(0, 4, n)
     right = np.eye(4)[topic]
     right[rng.random(n) < .1] = 1
-    items = pd.DataFrame(dict(item_id=[f"q{i}" for i in range(n)], dataset=rng.choice(["a", "b"], n),
+    tasks = pd.DataFrame(dict(task_id=[f"q{i}" for i in range(n)], domain=rng.choice(["a", "b"], n),
                               prompt=[f"prompt {seed}-{i}" for i in range(n)], repeat=0))
     vectors = normalize(2 * np.eye(4, d)[topic] + rng.normal(0, 1 / np.sqrt(d), (n, d))).astype("f4")
     none = np.full((n, 4), np.nan)
     dollars = np.tile(cost, (n, 1)) * rng.uniform(.8, 1.2, (n, 1))
-    matrix = OutcomeMatrix("made up", items, ("w", "x", "y", "z"), right, dollars, none, none, none, "simulated")
-    return matrix, Queries(vectors, items)
+    matrix = OutcomeMatrix("made up", tasks, ("w", "x", "y", "z"), right, dollars, none, none, none, "simulated")
+    return matrix, Queries(vectors, tasks)
 
 
 @pytest.fixture(scope="module")
@@ -129,8 +129,8 @@ def test_a_model_without_a_price_is_no_candidate_where_dollars_count(world):
 @pytest.mark.parametrize("make", KINDS, ids=IDS)
 def test_one_number_per_prompt_and_a_new_dataset_are_no_obstacle(make, world):
     matrix, queries = (part.take(np.arange(80)) for part in world)
-    flat = Queries(np.ones((80, 1), "f4"), queries.items)
-    other = Queries(flat.embeddings, queries.items.assign(dataset="never seen"))
+    flat = Queries(np.ones((80, 1), "f4"), queries.tasks)
+    other = Queries(flat.embeddings, queries.tasks.assign(domain="never seen"))
     choices = make().fit(matrix, flat).choose(other)
     assert (choices.answerer == choices.answerer[:, :1]).all(), "the same prompt eighty times"
 
@@ -145,7 +145,7 @@ def test_the_description_is_a_table_of_training_rows(world):
     score[held] = 1 - score[held]
     def about(router): return router.placed(router.network.about.numpy().T).T
     assert np.array_equal(about(sat), about(ModelSAT(epochs=1).fit(replace(matrix, score=score), queries)))
-    seen = pd.DataFrame(matrix.score[train]).groupby(matrix.items["dataset"].to_numpy()[train], sort=False).mean().T
+    seen = pd.DataFrame(matrix.score[train]).groupby(matrix.tasks["domain"].to_numpy()[train], sort=False).mean().T
     z = (seen - seen.mean()) / seen.std(ddof=0)
     assert np.allclose(np.sort(about(sat)[:, :2], 1), np.sort(z, 1), atol=1e-5) and (about(sat)[:, -1] == 1).all()
     assert sat.network.about.shape == (4, 2 + 14 + 1)
@@ -201,7 +201,7 @@ def test_the_step_is_chosen_by_utility_on_held_out_prompts(world):
     router = GraphRouter(steps=200).fit(matrix, queries)
     held = split(matrix, 0, .9)[1]
     chosen = router.choose(queries.take(held)).answerer
-    cost = scaled_cost(matrix.cost, matrix.dataset)
+    cost = scaled_cost(matrix.cost, matrix.domain)
     for k, w in enumerate(router.settings):
         utility = ((1 - w) * matrix.score - w * cost)[held, chosen[k]].mean()
         assert utility == pytest.approx(max(router.utilities_[w]))

@@ -258,7 +258,7 @@ def test_choices_for_a_fold_do_not_read_its_outcomes(small):
 
 def tidy(success, models="abcd"):
     runs, n, m = success.shape
-    return pd.DataFrame([dict(model=models[j], item_id=f"t{i}", dataset=f"d{i % 2}", repeat=f"run-{r}",
+    return pd.DataFrame([dict(model=models[j], task_id=f"t{i}", domain=f"d{i % 2}", repeat=f"run-{r}",
                               score=float(success[r, i, j])) for r in range(runs) for i in range(n) for j in range(m)])
 
 
@@ -267,7 +267,7 @@ def test_rows_in_any_order_give_the_same_repeats_and_short_models_are_left_out()
     frame = tidy(success).query("not (model == 'c' and repeat == 'run-2')").sample(frac=1, random_state=0)
     found = repeats_of(from_frame(frame, "mine"))
     assert found.models == ("a", "b", "d") and found.left_out == ("c",) and found.runs == 3
-    at = [int(i[1:]) for i in found.items["item_id"]]
+    at = [int(i[1:]) for i in found.tasks["task_id"]]
     assert np.array_equal(found.success, success[:, at][..., [0, 1, 3]])
 
 
@@ -294,7 +294,7 @@ def test_results_are_stored_by_content(small, tmp_path, monkeypatch):
                for k in first)
     changed = small.success.copy()
     changed[0, 0, 0] ^= True
-    other = noise.Repeats("x", changed, small.items, small.models)
+    other = noise.Repeats("x", changed, small.tasks, small.models)
     with pytest.raises(TypeError):  # which has to be judged anew
         noise_results(other, SMOKE_NOISE, progress=False)
 

@@ -30,14 +30,14 @@ def made_up(n=N, seed=0, twins=True):
     score = (rng.random((n, M)) < np.where(topic[:, None] == 0, .8, np.linspace(.3, .9, M))).astype(float)
     cost = np.geomspace(.01, 1, M) * rng.uniform(.5, 1.5, (n, 1))
     if twins: score[:, [3, 6]], cost[:, [3, 6]] = score[:, [5]], cost[:, [5]]
-    items = pd.DataFrame(dict(item_id=[f"q{i}" for i in range(n)], dataset=np.where(rng.random(n) < .5, "a", "b"),
+    tasks = pd.DataFrame(dict(task_id=[f"q{i}" for i in range(n)], domain=np.where(rng.random(n) < .5, "a", "b"),
                               prompt=[f"prompt {seed} {i}" for i in range(n)], repeat=0))
     none = np.full((n, M), np.nan)
-    matrix = OutcomeMatrix("made up", items, MODELS, score, cost, none, none, none, "simulated")
+    matrix = OutcomeMatrix("made up", tasks, MODELS, score, cost, none, none, none, "simulated")
     vectors = (np.eye(8)[topic] + rng.normal(0, .4, (n, 8))).astype("f4")
     answers = {m: np.c_[score[:, MODELS.index(m)], rng.normal(size=(n, 2))].astype("f4") for m in "ac"}
     said = pd.DataFrame({m: np.where(score[:, i] == 1, "right", f"wrong {m}") for i, m in enumerate(MODELS)})
-    return matrix, Queries(vectors, items, answers, said)
+    return matrix, Queries(vectors, tasks, answers, said)
 
 
 def named(choices, matrix):
@@ -63,7 +63,7 @@ def test_of_equal_models_the_better_one_then_the_cheaper_one_comes_first():
     mean, dollars = own.score.mean(0), own.cost.mean(0)
     assert (np.diff(mean) <= 0).all() and (np.diff(dollars)[np.diff(mean) == 0] >= 0).all()
     assert [matrix.models[c] for c in columns] == list(own.models)
-    assert np.array_equal(matrix.items["item_id"].to_numpy()[rows], own.items["item_id"])
+    assert np.array_equal(matrix.tasks["task_id"].to_numpy()[rows], own.tasks["task_id"])
 
 
 def agreement(one, other): return (one == other).mean()

@@ -31,12 +31,12 @@ def world(n, seed, tell=1.0, hint=1.0):
     vectors = tell * np.where(easy, 1, -1)[:, None] * np.eye(8)[0] + rng.normal(0, 0.5, (n, 8))
     answers = {name: (hint * (2 * score[:, [m]] - 1) * np.eye(6)[0] + rng.normal(0, 0.5, (n, 6))).astype("f4")
                for m, name in enumerate(("small", "large"))}
-    items = pd.DataFrame(dict(item_id=[f"q{i}" for i in range(n)], dataset=np.where(np.arange(n) % 2, "a", "b"),
+    tasks = pd.DataFrame(dict(task_id=[f"q{i}" for i in range(n)], domain=np.where(np.arange(n) % 2, "a", "b"),
                               prompt=[f"prompt {i}" for i in range(n)], repeat=0))
     cost = np.array([0.01, 0.2, 0.02]) * rng.uniform(0.5, 1.5, (n, 3))
     none = np.full((n, 3), np.nan)
-    matrix = OutcomeMatrix("made up", items, ("small", "large", "poor"), score, cost, none, none, none, "simulated")
-    return matrix, Queries(vectors.astype("f4"), items, answers)
+    matrix = OutcomeMatrix("made up", tasks, ("small", "large", "poor"), score, cost, none, none, none, "simulated")
+    return matrix, Queries(vectors.astype("f4"), tasks, answers)
 
 
 def with_gaps(matrix, share=0.2, seed=7):
@@ -67,9 +67,9 @@ def pair_by_hand(matrix):
     accuracy = {}
     for m in models:
         per = []
-        for d in matrix.datasets:
+        for d in matrix.domains:
             got = [matrix.score[i, m] for i in range(n)
-                   if matrix.items["dataset"][i] == d and not math.isnan(matrix.score[i, m])]
+                   if matrix.tasks["domain"][i] == d and not math.isnan(matrix.score[i, m])]
             per.append(sum(got) / len(got))
         accuracy[m] = sum(per) / len(per)
     large = max(models, key=accuracy.get)
@@ -118,7 +118,7 @@ def test_without_dollars_the_small_model_is_the_one_that_adds_most():
 def test_a_model_without_a_score_in_a_dataset_is_in_no_pair():
     matrix = world(200, 0)[0]
     score = matrix.score.copy()
-    score[matrix.dataset == 0, 0] = np.nan
+    score[matrix.domain == 0, 0] = np.nan
     assert choose_pair(replace(matrix, score=score)) == ("poor", "large")
 
 
@@ -145,7 +145,7 @@ def test_hybridllm_learns_the_labels_of_det_2cls(monkeypatch, t):
     rows = [i for i in range(60) if not np.isnan([small[i], large[i]]).any()]
     by_hand = [0 if small[i] >= large[i] - t else 1 for i in rows]
     assert taught["label"].astype(int).tolist() == by_hand
-    assert taught["group"] == matrix.items["item_id"][rows].tolist()
+    assert taught["group"] == matrix.tasks["task_id"][rows].tolist()
     assert np.array_equal(taught["x"], queries.embeddings[rows])
 
 
@@ -273,11 +273,11 @@ def test_the_scorer_reads_prompt_answer_and_model(monkeypatch):
     own, order, _ = in_own_order(matrix)
     matrix, queries = own.select(["small", "large", "poor"]), queries.take(order)
     rows = [(i, m) for m in (0, 1) for i in range(40) if not np.isnan(matrix.score[i, m])
-            and (matrix.items["item_id"][i], m) != ("q3", 1)]
+            and (matrix.tasks["task_id"][i], m) != ("q3", 1)]
     by_hand = [np.r_[queries.embeddings[i], queries.answers[matrix.models[m]][i], m == 0, m == 1] for i, m in rows]
     assert np.array_equal(taught["x"], np.array(by_hand))
     assert taught["label"].tolist() == [matrix.score[i, m] >= 0.5 for i, m in rows]
-    assert taught["group"] == [matrix.items["item_id"][i] for i, _ in rows]
+    assert taught["group"] == [matrix.tasks["task_id"][i] for i, _ in rows]
 
 
 def test_an_answer_that_says_nothing_does_not_pay():

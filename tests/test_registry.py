@@ -82,7 +82,7 @@ def ours(tmp_path, monkeypatch):
     """A module of one's own in a temporary folder, with its data; registries are as before afterwards."""
     home = tmp_path / "data" / "mine"
     home.mkdir(parents=True)
-    frame = to_frame(sources.load_outcomes("demo")).rename(columns=dict(item_id="task_id")).drop(columns="repeat")
+    frame = to_frame(sources.load_outcomes("demo")).drop(columns="repeat")
     frame[["task_id", "prompt"]].drop_duplicates().to_parquet(home / "tasks.parquet")
     frame.to_parquet(home / "outcomes.parquet")
     monkeypatch.setenv("MTROUTER_DATA", str(tmp_path / "data"))

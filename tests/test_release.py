@@ -33,7 +33,7 @@ def counted(table):
 
 def same(matrix, true):
     assert matrix.models == true.models and matrix.evidence == true.evidence == "simulated"
-    assert matrix.items.astype(str).equals(true.items.astype(str))
+    assert matrix.tasks.astype(str).equals(true.tasks.astype(str))
     for field in VALUES: np.testing.assert_array_equal(getattr(matrix, field), getattr(true, field), err_msg=field)
 
 
@@ -59,8 +59,8 @@ def test_as_upstream_has_upstreams_means(made, setting):
     root, out, _ = made
     matrix, cells = load_release(out, setting, as_upstream=True), upstream_cells(root)
     filled, absent = zero_filled(matrix), 0
-    for d, dataset in enumerate(matrix.datasets):
-        mine = matrix.dataset == d
+    for d, dataset in enumerate(matrix.domains):
+        mine = matrix.domain == d
         for m, model in enumerate(matrix.models):
             records = cells.get((dataset, setting.splits[dataset], model), [])
             score, cost = matrix.score[mine, m], matrix.cost[mine, m]
@@ -87,8 +87,8 @@ def test_the_papers_split_is_upstreams_on_a_release(made, seed):
         order = list(range(len(prompts)))
         rng.shuffle(order)
         want |= {(dataset, prompts[i]) for i in order[:int(len(prompts) * .7)]}
-    got = matrix.items.iloc[prompt_order_split(matrix, seed)[0]]
-    assert list(matrix.datasets) != sorted(matrix.datasets) and set(zip(got["dataset"], got["prompt"])) == want
+    got = matrix.tasks.iloc[prompt_order_split(matrix, seed)[0]]
+    assert list(matrix.domains) != sorted(matrix.domains) and set(zip(got["domain"], got["prompt"])) == want
 
 
 def test_nothing_unknown_becomes_zero(made):
@@ -105,7 +105,7 @@ def test_prompts_and_scores_by_hand(made):
     matrix, cells = load_release(out), upstream_cells(root)
     for m, model in enumerate(matrix.models):
         records = cells["gpqa", "test", model]
-        at = dict(zip(matrix.items["prompt"], matrix.score[:, m]))
+        at = dict(zip(matrix.tasks["prompt"], matrix.score[:, m]))
         for r in records:
             known = r["score"] if "failed:" not in r["raw_output"] else None
             assert at[r["prompt"]] == known if known is not None else np.isnan(at[r["prompt"]])
@@ -133,9 +133,9 @@ def test_openrouters_choices(made):
     pd.testing.assert_frame_equal(*(t.astype(object).where(t.notna(), "") for t in (got, want)))
     logged = {(r["prompt"], r["extra_fields"]["actual_model"])
               for r in upstream_cells(made[0])["hle", "test", "openrouter"]}
-    prompts = load_release(made[1]).items.set_index("item_id")["prompt"]
-    mine = got[got["dataset"] == "hle"]
-    assert set(zip(mine["item_id"].map(prompts), mine["chosen"])) == logged
+    prompts = load_release(made[1]).tasks.set_index("task_id")["prompt"]
+    mine = got[got["domain"] == "hle"]
+    assert set(zip(mine["task_id"].map(prompts), mine["chosen"])) == logged
 
 
 def test_the_writer_is_deterministic_and_has_upstreams_layout(tmp_path):
@@ -189,7 +189,7 @@ def test_identity_is_the_headers(tmp_path):
     save(tmp_path, "a", [record(1)], folder="elsewhere")
     save(tmp_path, "b", [record(1, score=0)], folder="else/where/b/deep", name="x.json")
     matrix = read(tmp_path)
-    assert matrix.score.tolist() == [[1, 0]] and matrix.items["item_id"].tolist() == ["d/test/1"]
+    assert matrix.score.tolist() == [[1, 0]] and matrix.tasks["task_id"].tolist() == ["d/test/1"]
     assert matrix.evidence == "logged"
 
 
@@ -271,7 +271,7 @@ def test_failed_calls_are_missing(two, words):
 
 def test_texts_that_are_no_strings(two):
     for model in "ab": save(two, model, [record(1, prompt=[dict(role="user", content="é")], raw_output=dict(a=1))])
-    assert read(two).items["prompt"].tolist() == ['[{"role":"user","content":"é"}]']
+    assert read(two).tasks["prompt"].tolist() == ['[{"role":"user","content":"é"}]']
 
 
 @pytest.mark.parametrize("first", [0, 1])
@@ -284,17 +284,17 @@ def test_numbers_follow_the_questions(tmp_path, first, gap):
     matrix = read(tmp_path, setting=Setting("mine", {"d": "test"}, ("a", "b", "c")))
     want = [np.nan if i == gap else i / 10 for i in range(5)]
     np.testing.assert_array_equal(matrix.score[:, 1], want)
-    assert matrix.items["prompt"].tolist() == [f"q{i}" for i in range(1, 6)]
+    assert matrix.tasks["prompt"].tolist() == [f"q{i}" for i in range(1, 6)]
 
 
 def test_another_template_is_told_another_question_is_refused(two):
     save(two, "b", [record(1), record(2, prompt="Q: q2"), record(3, prompt="other", origin_query=" q3\n")])
-    assert read(two).items["prompt"].tolist() == [f"Question: q{i}" for i in (1, 2, 3)]
+    assert read(two).tasks["prompt"].tolist() == [f"Question: q{i}" for i in (1, 2, 3)]
     assert quality(two / "out", []).query("kind == 'prompt differs, same question'")["count"].tolist() == [2]
     save(two, "b", [record(1), record(2), record(3, prompt="Who?", origin_query="Who?")])
-    with pytest.raises(OutcomeError, match=r"model b has another question than a as item 3; leave one of them out"):
+    with pytest.raises(OutcomeError, match=r"model b has another question than a as task 3; leave one of them out"):
         read(two)
-    assert read(two, models=["b"]).items["prompt"].iloc[2] == "Who?"
+    assert read(two, models=["b"]).tasks["prompt"].iloc[2] == "Who?"
     assert quality(two / "out", []).query("kind == 'question differs'")["count"].tolist() == [1]
 
 
@@ -306,7 +306,7 @@ def test_a_record_twice_is_refused(two):
 
 def test_a_score_outside_0_to_1_is_refused(two):
     save(two, "b", [record(1), record(2, score=7), record(3)])
-    with pytest.raises(OutcomeError, match="model b has the score 7.0 on item 2"): read(two)
+    with pytest.raises(OutcomeError, match="model b has the score 7.0 on task 2"): read(two)
     assert quality(two / "out", []).query("kind == 'score outside 0 to 1'")["count"].tolist() == [1]
 
 

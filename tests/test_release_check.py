@@ -26,7 +26,7 @@ def printed_as(truth) -> pd.DataFrame:
     for i, (table, row, column) in enumerate(cells[["table", "row", "column"]].itertuples(index=False)):
         _, setting, quantity = TABLES[table]
         matrix = truth.matrices[setting.name]
-        mine = (matrix.items["dataset"] == DATASETS.get(column)).to_numpy() | (column == TOTAL)
+        mine = (matrix.tasks["domain"] == DATASETS.get(column)).to_numpy() | (column == TOTAL)
         m = matrix.models.index(MODELS[row])
         exact = 100 * matrix.score[mine, m].mean() if quantity == "accuracy" else matrix.cost[mine, m].sum()
         cells.loc[i, "printed"] = round(exact, 2)

@@ -6,7 +6,7 @@ import pytest
 from mtrouter_nb.data.outcomes import prompt_order_split
 from mtrouter_nb.data.release import PERF_COST, PERFORMANCE, convert_release, load_release, write_synthetic_release
 from mtrouter_nb.single_turn.metrics import (ORACLE, PER_DATASET_TEST, RANDOM, Scores, bounds, config_table,
-                                             dataset_table, stack)
+                                             domain_table, stack)
 
 SETTINGS = {setting.name: setting for setting in (PERFORMANCE, PERF_COST)}
 SAME = {RANDOM: "AVG", PER_DATASET_TEST: "Max Expert", ORACLE: "Oracle"}  # upstream's name
@@ -17,9 +17,9 @@ KEYS = ["release", "setting", "rows", "quantity", "dataset", "method"]
 
 def summary(matrix) -> pd.DataFrame:
     "(quantity, dataset, method, ours): what upstream's two tables hold, by this package's metrics."
-    cells = dataset_table(stack(Scores.of_models(matrix, 0), bounds(matrix, matrix, 0))).replace({"method": SAME})
+    cells = domain_table(stack(Scores.of_models(matrix, 0), bounds(matrix, matrix, 0))).replace({"method": SAME})
     whole = config_table(cells)
-    parts = [cells.assign(quantity=quantity, ours=cells[column])
+    parts = [cells.rename(columns=dict(domain="dataset")).assign(quantity=quantity, ours=cells[column])
              for quantity, column in (("accuracy", "accuracy"), ("cost", "cost_usd"))]
     parts += [whole.assign(quantity=kind, dataset=name, ours=whole[column]) for kind, name, column in MEANS]
     return pd.concat(parts, ignore_index=True)[["quantity", "dataset", "method", "ours"]]
@@ -41,7 +41,7 @@ def odd_release(out) -> pd.DataFrame:
     for name, setting in SETTINGS.items():
         matrix = load_release(out, setting, as_upstream=True)
         for model, score, cost in zip(matrix.models, matrix.score.T, matrix.cost.T):
-            of = [(d, matrix.dataset == i) for i, d in enumerate(matrix.datasets)]
+            of = [(d, matrix.domain == i) for i, d in enumerate(matrix.domains)]
             of = [(dataset, mine) for dataset, mine in of if not np.isnan(score[mine]).all()]
             means, sums = {d: np.nanmean(score[mine]) for d, mine in of}, {d: np.nansum(cost[mine]) for d, mine in of}
             means |= {"Dataset-Avg": np.mean([*means.values()]), "Sample-Avg": np.nanmean(score)}

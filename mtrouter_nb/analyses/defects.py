@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from torch.nn.modules.module import register_module_forward_hook
 
-from .pools import mean_of_datasets
+from .pools import mean_of_domains
 from ..core.store import stored_all
 from ..data.outcomes import SEEDS, OutcomeMatrix
 from ..learners.embedding_routers import DualContrastive, EmbedLLM, ModelFactors
@@ -117,7 +117,7 @@ def chosen_by_slip(said: np.ndarray, matrix: OutcomeMatrix, names: Sequence[str]
     router as it should be, and by its most accurate look."""
     answerer = np.where(np.isnan(said), -np.inf, said).argmax(2)
     score = matrix.score[np.arange(len(matrix)), answerer].T
-    accuracy = mean_of_datasets(score, np.ones((1, len(matrix))), matrix.dataset)[0]
+    accuracy = mean_of_domains(score, np.ones((1, len(matrix))), matrix.domain)[0]
     return dict(zip(names, (answerer[0], answerer[1 + np.nanargmax(accuracy[1:])])))
 
 # %% ../../nbs/analyses/09_defects.ipynb #cell-026
@@ -165,6 +165,6 @@ def _scores(matrix, seed, table) -> Scores:
     n, parts = np.arange(len(test)), []
     for slip, mine in table.groupby("slip", sort=False):
         answerer = mine["answerer"].to_numpy()
-        parts.append(Scores.of(slip, [np.nan], test.score[n, answerer][None], test.cost[n, answerer][None], test.items,
+        parts.append(Scores.of(slip, [np.nan], test.score[n, answerer][None], test.cost[n, answerer][None], test.tasks,
                                seed))
     return stack(*parts)

@@ -45,8 +45,8 @@ class Facts:
 # %% ../../nbs/analyses/10_headroom.ipynb #a1568a84
 def beside(tasks: pd.DataFrame, others: OutcomeMatrix) -> np.ndarray:
     "Whether each model of `others` was right on each of `tasks`, (n, k). Raises `OutcomeError` for what is missing."
-    score = others.score[pd.Index(others.items["item_id"]).get_indexer(tasks["task_id"])]
-    unknown = np.isnan(score) | ~tasks["task_id"].isin(others.items["item_id"]).to_numpy()[:, None]
+    score = others.score[pd.Index(others.tasks["task_id"]).get_indexer(tasks["task_id"])]
+    unknown = np.isnan(score) | ~tasks["task_id"].isin(others.tasks["task_id"]).to_numpy()[:, None]
     if unknown.any():
         task, model = np.argwhere(unknown)[0]
         raise OutcomeError(f"{others.name}: {others.models[model]} has no outcome on {tasks['task_id'].iloc[task]}; "

@@ -28,10 +28,10 @@ from ..data.outcomes import OutcomeError, OutcomeMatrix
 # %% ../../nbs/analyses/07_noise.ipynb #cell-004
 @dataclass(frozen=True, eq=False)
 class Repeats:
-    "`success` bool (R, n, M); `items` (n): item_id, dataset; `models`; `left_out`: models without all R runs."
+    "`success` bool (R, n, M); `tasks` (n): task_id, domain; `models`; `left_out`: models without all R runs."
     name: str
     success: np.ndarray
-    items: pd.DataFrame
+    tasks: pd.DataFrame
     models: tuple
     left_out: tuple = ()
     evidence: str = "logged"
@@ -47,18 +47,18 @@ class Repeats:
 # %% ../../nbs/analyses/07_noise.ipynb #cell-006
 def repeats_of(matrix: OutcomeMatrix) -> Repeats:
     "The successes of a matrix with a repeat index. Raises `OutcomeError` without repeats, or for a score not 0 or 1."
-    items = matrix.items.drop_duplicates("item_id").reset_index(drop=True)
-    runs = sorted(matrix.items["repeat"].unique())
+    tasks = matrix.tasks.drop_duplicates("task_id").reset_index(drop=True)
+    runs = sorted(matrix.tasks["repeat"].unique())
     if len(runs) < 2: raise OutcomeError(f"{matrix.name} has one run per task; noise needs at least two repeats.")
-    score = np.full((len(runs), len(items), len(matrix.models)), np.nan)
-    row = pd.Index(items["item_id"]).get_indexer(matrix.items["item_id"])
-    score[np.searchsorted(runs, matrix.items["repeat"]), row] = matrix.score
+    score = np.full((len(runs), len(tasks), len(matrix.models)), np.nan)
+    row = pd.Index(tasks["task_id"]).get_indexer(matrix.tasks["task_id"])
+    score[np.searchsorted(runs, matrix.tasks["repeat"]), row] = matrix.score
     whole = ~np.isnan(score).any((0, 1))
     if not whole.any(): raise OutcomeError(f"{matrix.name}: no model has all {len(runs)} runs of every task.")
     if not np.isin(score[..., whole], (0, 1)).all():
         raise OutcomeError(f"{matrix.name} has scores between 0 and 1; noise needs runs that were right or wrong.")
     names = np.array(matrix.models, object)
-    return Repeats(matrix.name, score[..., whole] > 0, items[["item_id", "dataset"]], tuple(names[whole]),
+    return Repeats(matrix.name, score[..., whole] > 0, tasks[["task_id", "domain"]], tuple(names[whole]),
                    tuple(names[~whole]), matrix.evidence)
 
 # %% ../../nbs/analyses/07_noise.ipynb #cell-009
@@ -72,8 +72,8 @@ def simulated_odds(n: int = 60, models: int = 8, own: float = 2.0, seed: int = 0
 def simulated_repeats(odds: np.ndarray, runs: int = 4, seed: int = 1) -> Repeats:
     "`runs` independent runs at the probabilities `odds` (n, M)."
     success = np.random.default_rng(seed).random((runs, *odds.shape)) < odds
-    items = pd.DataFrame(dict(item_id=[f"task {i}" for i in range(len(odds))], dataset="simulated"))
-    return Repeats("simulated", success, items, tuple(f"model {m}" for m in range(odds.shape[1])), evidence="simulated")
+    tasks = pd.DataFrame(dict(task_id=[f"task {i}" for i in range(len(odds))], domain="simulated"))
+    return Repeats("simulated", success, tasks, tuple(f"model {m}" for m in range(odds.shape[1])), evidence="simulated")
 
 # %% ../../nbs/analyses/07_noise.ipynb #cell-015
 def select_and_score(success: np.ndarray, train: Sequence[int], ties: str = "means") -> np.ndarray:
@@ -594,7 +594,7 @@ def best_fixed_set(chance: np.ndarray, k: int) -> np.ndarray:
 
 # %% ../../nbs/analyses/07_noise.ipynb #cell-118
 def retry_or_others(success: np.ndarray, folds: int = 5, seeds: int = 5) -> pd.DataFrame:
-    "Columns way, k, item (number), solved: the chance that one of k runs is right, per task, k = 1 to R."
+    "Columns way, k, task (number), solved: the chance that one of k runs is right, per task, k = 1 to R."
     runs, n, m = success.shape
     chance, rows = miss(success.sum(0), runs), []
     for k in range(1, min(runs, m) + 1):
@@ -605,13 +605,13 @@ def retry_or_others(success: np.ndarray, folds: int = 5, seeds: int = 5) -> pd.D
                 for way, fail in _held_out(chance, fold != f, fold == f, k).items():
                     solved[way][fold == f] += (1 - fail) / seeds
         solved[SEEN_SET] = 1 - best_fixed_set(chance, k)
-        rows += [pd.DataFrame(dict(way=way, k=k, item=np.arange(n), solved=v)) for way, v in solved.items()]
+        rows += [pd.DataFrame(dict(way=way, k=k, task=np.arange(n), solved=v)) for way, v in solved.items()]
     return pd.concat(rows, ignore_index=True)
 
 # %% ../../nbs/analyses/07_noise.ipynb #cell-121
 def retry_table(ways: pd.DataFrame, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
     "Columns quantity, value, low, high: each way's curve, and different models less the same model, at each k."
-    wide = ways.pivot(index="item", columns=["way", "k"], values="solved")
+    wide = ways.pivot(index="task", columns=["way", "k"], values="solved")
     for k in sorted(ways["k"].unique()):
         if k > 1: wide[f"{OTHERS} less {SAME}", k] = wide[OTHERS, k] - wide[SAME, k]
     n = len(wide)

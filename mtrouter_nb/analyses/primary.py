@@ -115,5 +115,5 @@ def mean_of_routers(bench: Bench, seed: int, number: int = 0, without: Sequence[
     chosen = bench.chosen(seed, number)
     mine = (chosen.configs["group"] == "router") & ~chosen.configs["method"].isin(without)
     row = pd.DataFrame([dict(method=MEAN_OF_ROUTERS, setting=np.nan, group="router", note="")])
-    return Scores(pd.concat([chosen.configs, row], ignore_index=True), chosen.items,
+    return Scores(pd.concat([chosen.configs, row], ignore_index=True), chosen.tasks,
                   *(np.vstack([v, v[mine.to_numpy()].mean(0)]) for v in (chosen.score, chosen.cost)), seed)

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['TOLD', 'UNTOLD', 'STRENGTHS', 'TABLE', 'ALONE', 'TEXT', 'BLIND', 'BY_MODEL', 'ALL_ROWS', 'CHOICES', 'BY', 'PLAYED_AT',
            'KEPT', 'SHARES', 'DRAWS', 'TURN', 'ALL_TURNS', 'FIRST_TURN', 'row_parts', 'situations', 'left_over', 'Text',
-           'Cells', 'in_groups', 'Columns', 'ridge_path', 'path_losses', 'SituationText', 'TextRouter', 'own_runs',
-           'unfitted', 'fitted', 'said_of', 'saying', 'played_rows', 'share_rows', 'text_piece', 'text_study',
-           'mean_aucs', 'text_curve']
+           'Cells', 'in_groups', 'Columns', 'ridge_path', 'weighted_gram', 'path_losses', 'SituationText', 'TextRouter',
+           'own_runs', 'unfitted', 'fitted', 'said_of', 'saying', 'played_rows', 'share_rows', 'text_piece',
+           'text_study', 'mean_aucs', 'text_curve']
 
 # %% ../../nbs/analyses/16_situation_text.ipynb #dab35a3c
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +18,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+from scipy.linalg import solve
+from scipy.sparse import csr_array
 from sklearn.decomposition import PCA
 from threadpoolctl import threadpool_limits
 
@@ -148,16 +150,24 @@ STRENGTHS = (np.inf, 6400.0, 3200.0, 1600.0, 800.0, 400.0, 200.0, 100.0)  # of t
 
 def ridge_path(gram: np.ndarray, moment: np.ndarray, strengths: Sequence[float]) -> np.ndarray:
     "Coefficients (n_strengths, f) of the ridge at each strength, for x'Wx = `gram` (f, f) and x'Wy = `moment` (f,)."
-    lengths, axes = np.linalg.eigh(gram)
-    along = axes.T @ moment
-    return np.stack([axes @ (along / (np.maximum(lengths, 0) + strength)) for strength in strengths])
+    def at(strength):
+        if np.isinf(strength): return np.zeros_like(moment)
+        return solve(gram + strength * np.eye(len(gram)), moment, assume_a="pos", overwrite_a=True)
+
+    return np.stack([at(strength) for strength in strengths])
 
 # %% ../../nbs/analyses/16_situation_text.ipynb #7d8e7ca3
+def weighted_gram(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    "x'Wx (f, f) of rows (n, f) that are mostly zeros: a row has columns of its own model and domain alone."
+    rows = csr_array(x)
+    return (rows.multiply(weight[:, None]).T @ rows).toarray()
+
+
 def path_losses(x: np.ndarray, weight: np.ndarray, part: np.ndarray, left: Mapping[frozenset, np.ndarray],
                 asked: np.ndarray, strengths: Sequence[float] = STRENGTHS) -> np.ndarray:
     "Squared error over the rows `asked` (n,) of `left` (`left_over`), each part foretold by others: (n_strengths,)."
     rows = {p: part == p for p in np.unique(part)}
-    gram = {p: (x[r] * weight[r, None]).T @ x[r] for p, r in rows.items()}
+    gram = {p: weighted_gram(x[r], weight[r]) for p, r in rows.items()}
     loss = np.zeros(len(strengths))
     for out, held in rows.items():
         known = [p for p in rows if p != out]
@@ -185,7 +195,7 @@ class SituationText:
         losses = path_losses(x, weight, part, left, asked, self.strengths)
         self.strength, self.loss = self.strengths[losses.argmin()], losses.min() / weight[asked].sum()
         own = np.select([part == p for p in np.unique(part)], [left[frozenset([p])] for p in np.unique(part)])
-        self.coef = ridge_path((x * weight[:, None]).T @ x, x.T @ (weight * own), [self.strength])[0]
+        self.coef = ridge_path(weighted_gram(x, weight), x.T @ (weight * own), [self.strength])[0]
         self.table = LookupTable(self.pool, self.levels).fit(data)
         return self
 

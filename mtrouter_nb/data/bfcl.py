@@ -79,7 +79,7 @@ def read_bfcl_upstream(root: Path | str, models: Iterable[str] | None = None) ->
 
 # %% ../../nbs/data/07_bfcl.ipynb #cell-015
 def _outcomes(folder: Path) -> pd.DataFrame:
-    frame = read_table(folder / "outcomes.parquet").rename(columns=dict(category="dataset"))
+    frame = read_table(folder / "outcomes.parquet").rename(columns=dict(category="domain"))
     return frame.assign(score=frame.correct.astype(float), latency_s=frame.latency_s.where(frame.latency_s > 0),
                         cost_usd=token_cost(frame, list_prices("bfcl_list_prices")))
 

@@ -61,7 +61,7 @@ def read_mcpmark_upstream(root: Path | str, models: Iterable[str] | None = None)
 # %% ../../nbs/data/08_mcpmark.ipynb #cell-013
 def _outcomes(folder: Path) -> pd.DataFrame:
     frame = read_table(folder / "runs.parquet")
-    frame = frame.rename(columns=dict(service="dataset", execution_time_s="latency_s"))
+    frame = frame.rename(columns=dict(service="domain", execution_time_s="latency_s"))
     values = ["input_tokens", "output_tokens", "cost_usd"]
     frame[values] = frame[values].where(frame.input_tokens > 0)
     return frame.assign(score=frame.success.astype(float), repeat=frame.run.str.removeprefix("run-").astype(int) - 1)

@@ -31,13 +31,13 @@ VALUES = {"score": "score", "cost": "cost_usd", "input_tokens": "input_tokens", 
 # %% ../../nbs/data/03_outcomes.ipynb #cell-008
 @dataclass(frozen=True, eq=False)
 class OutcomeMatrix:
-    """n rows × M models. `items`: item_id, dataset, prompt, repeat (0 where there is one), and any further columns.
+    """n rows × M models. `tasks`: task_id, domain, prompt, repeat (0 where there is one), and any further columns.
 
     `score` (0 to 1, halves kept), `cost` (USD), `input_tokens`, `output_tokens`, `latency` (seconds): float (n, M), NaN
     where unknown. `evidence`: label of the data.
     """
     name: str
-    items: pd.DataFrame
+    tasks: pd.DataFrame
     models: tuple
     score: np.ndarray
     cost: np.ndarray
@@ -46,21 +46,21 @@ class OutcomeMatrix:
     latency: np.ndarray
     evidence: str = "logged"
 
-    def __len__(self): return len(self.items)
+    def __len__(self): return len(self.tasks)
 
     @cached_property
-    def datasets(self) -> list[str]:
-        "Names of the datasets, in order of appearance."
-        return list(dict.fromkeys(self.items["dataset"]))
+    def domains(self) -> list[str]:
+        "Names of the domains, in order of appearance."
+        return list(dict.fromkeys(self.tasks["domain"]))
 
     @cached_property
-    def dataset(self) -> np.ndarray:
-        "Number of each row's dataset in `datasets`, (n,)."
-        return pd.Categorical(self.items["dataset"], self.datasets).codes.astype(int)
+    def domain(self) -> np.ndarray:
+        "Number of each row's domain in `domains`, (n,)."
+        return pd.Categorical(self.tasks["domain"], self.domains).codes.astype(int)
 
     def _cut(self, rows, columns):
         tables = {f: getattr(self, f)[np.ix_(rows, columns)] for f in VALUES}
-        return replace(self, items=self.items.iloc[rows].reset_index(drop=True),
+        return replace(self, tasks=self.tasks.iloc[rows].reset_index(drop=True),
                        models=tuple(np.array(self.models, object)[columns]), **tables)
 
     def take(self, rows: np.ndarray) -> "OutcomeMatrix":
@@ -68,14 +68,14 @@ class OutcomeMatrix:
         return self._cut(np.arange(len(self))[rows], np.arange(len(self.models)))
 
     def select(self, models: Iterable[str] | None = None,
-               datasets: Iterable[str] | None = None) -> "OutcomeMatrix":
-        "Some models, in the order given, and some datasets. Raises `OutcomeError` for a name that is not there."
+               domains: Iterable[str] | None = None) -> "OutcomeMatrix":
+        "Some models, in the order given, and some domains. Raises `OutcomeError` for a name that is not there."
         models = list(self.models if models is None else models)
-        datasets = list(self.datasets if datasets is None else datasets)
-        for kind, wanted, known in (("model", models, self.models), ("dataset", datasets, self.datasets)):
+        domains = list(self.domains if domains is None else domains)
+        for kind, wanted, known in (("model", models, self.models), ("domain", domains, self.domains)):
             if unknown := [w for w in wanted if w not in known]:
                 raise OutcomeError(f"{self.name} has no {kind} {unknown[0]!r}; it has {', '.join(known)}.")
-        rows = np.flatnonzero(self.items["dataset"].isin(datasets))
+        rows = np.flatnonzero(self.tasks["domain"].isin(domains))
         return self._cut(rows, [self.models.index(m) for m in models])
 
     def complete(self) -> "OutcomeMatrix":
@@ -85,7 +85,7 @@ class OutcomeMatrix:
     def fingerprint(self) -> str:
         "sha256 of all that it holds."
         digest = hashlib.sha256(repr((self.name, self.models)).encode())
-        digest.update(pd.util.hash_pandas_object(self.items.astype(str), index=False).to_numpy().tobytes())
+        digest.update(pd.util.hash_pandas_object(self.tasks.astype(str), index=False).to_numpy().tobytes())
         for field in VALUES: digest.update(np.ascontiguousarray(getattr(self, field)).tobytes())
         return digest.hexdigest()
 
@@ -103,15 +103,15 @@ _MENDS = dict(score="a score is 0 to 1, or missing")
 
 
 def _read_values(frame: pd.DataFrame, column: str, name: str) -> pd.Series:
-    "Float column, NaN where missing. Raises `OutcomeError` naming model and item."
+    "Float column, NaN where missing. Raises `OutcomeError` naming model and task."
     try: return _KINDS[column].column(frame[column]).astype(float)
     except BadValue as bad:
         row = frame.iloc[bad.row]
-        raise OutcomeError(f"{name}: model {row['model']} on {row['item_id']} has the {column} {bad.value!r}; "
+        raise OutcomeError(f"{name}: model {row['model']} on {row['task_id']} has the {column} {bad.value!r}; "
                            f"{_MENDS.get(column, 'leave it empty where unknown')}.") from None
 
 # %% ../../nbs/data/03_outcomes.ipynb #37fe1ac5
-_NAMES = ("model", "item_id", "dataset")
+_NAMES = ("model", "task_id", "domain")
 
 
 def _read_names(frame: pd.DataFrame, columns: Iterable[str], name: str) -> pd.DataFrame:
@@ -126,7 +126,7 @@ def _read_names(frame: pd.DataFrame, columns: Iterable[str], name: str) -> pd.Da
 def _repeats(frame, name) -> pd.Series | int:
     "Repeats as whole numbers where all are such, else as labels; 0 where there is no such column."
     if "repeat" not in frame: return 0
-    refuse_first(frame, frame["repeat"].isna(), name, "a row has no repeat: {model} on {item_id}, {dataset}")
+    refuse_first(frame, frame["repeat"].isna(), name, "a row has no repeat: {model} on {task_id}, {domain}")
     try: return COUNT.column(frame["repeat"])
     except BadValue: return _read_names(frame, ("repeat",), name)["repeat"]
 
@@ -141,38 +141,38 @@ def _checked(frame: pd.DataFrame, name: str) -> pd.DataFrame:
             warnings.warn(f"{name}: column {column!r} is not read; if it is meant to be {like!r}, name it so.",
                           stacklevel=3)
     for column in _NAMES:
-        refuse_first(frame, frame[column].isna(), name, f"a row has no {column}: " + "{model} on {item_id}, {dataset}")
+        refuse_first(frame, frame[column].isna(), name, f"a row has no {column}: " + "{model} on {task_id}, {domain}")
     frame = _read_names(frame, _NAMES, name)
     frame = frame.assign(repeat=_repeats(frame, name), **{c: np.nan for c in VALUES.values() if c not in frame})
-    refuse_first(frame, frame.duplicated(["model", "item_id", "repeat"]), name,
-           "model {model} has item {item_id}, repeat {repeat}, twice; keep one row, or number the repeats")
+    refuse_first(frame, frame.duplicated(["model", "task_id", "repeat"]), name,
+           "model {model} has task {task_id}, repeat {repeat}, twice; keep one row, or number the repeats")
     return frame.assign(**{column: _read_values(frame, column, name) for column in VALUES.values()})
 
 # %% ../../nbs/data/03_outcomes.ipynb #afc412a1
 PROMPTS = ("same", "first")  # what is done where models were asked in different words: refused, or the first taken
 
 
-def _items(frame, name, prompts="same"):
-    "(item_id, dataset, repeat, prompt…) per row of the matrix; what an item is must not depend on the model."
+def _tasks(frame, name, prompts="same"):
+    "(task_id, domain, repeat, prompt…) per row of the matrix; what a task is must not depend on the model."
     if prompts not in PROMPTS: raise OutcomeError(f"{name}: prompts={prompts!r} is none of {', '.join(PROMPTS)}.")
     about = [c for c in ("prompt",) if c in frame]
     if about and prompts == "first":
-        frame = frame.assign(prompt=frame.groupby("item_id", sort=False)["prompt"].transform("first"))
-    pairs = frame[["item_id", "dataset", *about]].drop_duplicates()
-    refuse_first(pairs, pairs.duplicated("item_id"), name,
-           "item {item_id} of {dataset} has different prompts or datasets; give each its own item_id, or one prompt "
+        frame = frame.assign(prompt=frame.groupby("task_id", sort=False)["prompt"].transform("first"))
+    pairs = frame[["task_id", "domain", *about]].drop_duplicates()
+    refuse_first(pairs, pairs.duplicated("task_id"), name,
+           "task {task_id} of {domain} has different prompts or domains; give each its own task_id, or one prompt "
            "(prompts='first' takes the first)")
-    return frame[["item_id", "dataset", "repeat", *about]].drop_duplicates(["item_id", "repeat"])
+    return frame[["task_id", "domain", "repeat", *about]].drop_duplicates(["task_id", "repeat"])
 
 # %% ../../nbs/data/03_outcomes.ipynb #263bdb0e
-def from_frame(frame: pd.DataFrame, name: str, items: pd.DataFrame | None = None,
+def from_frame(frame: pd.DataFrame, name: str, tasks: pd.DataFrame | None = None,
                models: Iterable[str] | None = None, evidence: str = "logged", prompts: str = "same") -> OutcomeMatrix:
-    """A matrix from one row per (model, item_id, repeat): columns model, item_id, dataset, score, and where known
+    """A matrix from one row per (model, task_id, repeat): columns model, task_id, domain, score, and where known
     cost_usd, input_tokens, output_tokens, latency_s, repeat, prompt.
 
-    items: further columns by item_id (prompt, say). models: which, in this order; all, sorted, when None. prompts: of
-    an item must be the "same" for all models, or the "first" is taken. Rows are ordered by dataset and item as they
-    come. Raises `OutcomeError`, which names model and item, for what is unusable.
+    tasks: further columns by task_id (prompt, say). models: which, in this order; all, sorted, when None. prompts: of
+    a task must be the "same" for all models, or the "first" is taken. Rows are ordered by domain and task as they
+    come. Raises `OutcomeError`, which names model and task, for what is unusable.
     """
     frame = _checked(frame, name)
     names = sorted(frame["model"].unique()) if models is None else list(models)
@@ -180,16 +180,16 @@ def from_frame(frame: pd.DataFrame, name: str, items: pd.DataFrame | None = None
     if absent := [m for m in names if m not in present]:
         raise OutcomeError(f"{name}: no row of model {absent[0]!r}; leave it out, or add its outcomes.")
     frame = frame[frame["model"].isin(names)]
-    rows = _items(frame, name, prompts)
-    if items is not None:
-        items = _read_names(items, ["item_id"], name)
-        rows = rows.merge(items.drop(columns=["dataset"], errors="ignore"), "left", "item_id", validate="many_to_one")
+    rows = _tasks(frame, name, prompts)
+    if tasks is not None:
+        tasks = _read_names(tasks, ["task_id"], name)
+        rows = rows.merge(tasks.drop(columns=["domain"], errors="ignore"), "left", "task_id", validate="many_to_one")
     if "prompt" not in rows: rows = rows.assign(prompt=pd.NA)
-    place = dict.fromkeys(rows["dataset"])
-    rows = rows.assign(_d=rows["dataset"].map({d: i for i, d in enumerate(place)})).sort_values(
+    place = dict.fromkeys(rows["domain"])
+    rows = rows.assign(_d=rows["domain"].map({d: i for i, d in enumerate(place)})).sort_values(
         ["_d", "repeat"], kind="stable", ignore_index=True).drop(columns="_d")
-    at = pd.MultiIndex.from_frame(rows[["item_id", "repeat"]])
-    n = at.get_indexer(pd.MultiIndex.from_frame(frame[["item_id", "repeat"]]))
+    at = pd.MultiIndex.from_frame(rows[["task_id", "repeat"]])
+    n = at.get_indexer(pd.MultiIndex.from_frame(frame[["task_id", "repeat"]]))
     m = pd.Index(names).get_indexer(frame["model"])
     tables = {field: np.full((len(rows), len(names)), np.nan) for field in VALUES}
     for field, column in VALUES.items(): tables[field][n, m] = frame[column].to_numpy(float)
@@ -199,19 +199,19 @@ def from_frame(frame: pd.DataFrame, name: str, items: pd.DataFrame | None = None
 def to_frame(matrix: OutcomeMatrix) -> pd.DataFrame:
     "The tidy frame again: one row per cell that holds anything."
     n, m = np.nonzero(np.any([~np.isnan(getattr(matrix, f)) for f in VALUES], axis=0))
-    about = matrix.items.iloc[n].reset_index(drop=True)
+    about = matrix.tasks.iloc[n].reset_index(drop=True)
     values = {column: getattr(matrix, field)[n, m] for field, column in VALUES.items()}
     return about.assign(model=np.array(matrix.models, object)[m], **values)
 
 # %% ../../nbs/data/03_outcomes.ipynb #cell-032
 def coverage(matrix: OutcomeMatrix) -> pd.DataFrame:
-    "Per (dataset, model): rows, and how many lack a score, a cost, tokens, a latency, or cost nothing."
+    "Per (domain, model): rows, and how many lack a score, a cost, tokens, a latency, or cost nothing."
     rows = []
-    for d, dataset in enumerate(matrix.datasets):
-        mine = matrix.dataset == d
+    for d, domain in enumerate(matrix.domains):
+        mine = matrix.domain == d
         counts = {f"no_{field}": np.isnan(getattr(matrix, field)[mine]).sum(0) for field in VALUES}
         free = (matrix.cost[mine] == 0).sum(0)
-        rows.append(pd.DataFrame(dict(dataset=dataset, model=matrix.models, rows=mine.sum(), **counts, zero_cost=free)))
+        rows.append(pd.DataFrame(dict(domain=domain, model=matrix.models, rows=mine.sum(), **counts, zero_cost=free)))
     return pd.concat(rows, ignore_index=True)
 
 # %% ../../nbs/data/03_outcomes.ipynb #cell-035
@@ -219,9 +219,9 @@ SEEDS = (42, 999, 2024, 2025, 3407)  # of the paper
 RATIO = 0.7
 
 # %% ../../nbs/data/03_outcomes.ipynb #4b50412a
-def _prompt_of(items: pd.DataFrame) -> pd.Series:
-    "Each row's prompt (n,), its item_id where the prompt is missing."
-    return items["prompt"].where(items["prompt"].notna(), items["item_id"]).astype(str)
+def _prompt_of(tasks: pd.DataFrame) -> pd.Series:
+    "Each row's prompt (n,), its task_id where the prompt is missing."
+    return tasks["prompt"].where(tasks["prompt"].notna(), tasks["task_id"]).astype(str)
 
 
 def _plain(prompts: pd.Series) -> pd.Series:
@@ -230,10 +230,10 @@ def _plain(prompts: pd.Series) -> pd.Series:
 
 # %% ../../nbs/data/03_outcomes.ipynb #c39e486d
 def split(matrix: OutcomeMatrix, seed: int, ratio: float = RATIO) -> tuple[np.ndarray, np.ndarray]:
-    "(training rows, test rows): in each dataset, `ratio` of the distinct prompts, chosen by their hash."
-    prompt, train, seen = _prompt_of(matrix.items), set(), set()
+    "(training rows, test rows): in each domain, `ratio` of the distinct prompts, chosen by their hash."
+    prompt, train, seen = _prompt_of(matrix.tasks), set(), set()
     plain = _plain(prompt)
-    for _, mine in sorted(prompt.groupby(matrix.items["dataset"])):
+    for _, mine in sorted(prompt.groupby(matrix.tasks["domain"])):
         written = mine.groupby(plain[mine.index]).min()  # the first wording, by the alphabet, of what is said
         new = sorted(set(written.index) - seen, key=lambda said: stable_hash(seed, written[said]))
         wanted = int(len(written) * ratio + 1e-9) - len(train.intersection(written.index))
@@ -244,10 +244,10 @@ def split(matrix: OutcomeMatrix, seed: int, ratio: float = RATIO) -> tuple[np.nd
 
 # %% ../../nbs/data/03_outcomes.ipynb #6388276d
 def prompt_order_split(matrix: OutcomeMatrix, seed: int, ratio: float = RATIO) -> tuple[np.ndarray, np.ndarray]:
-    "(training rows, test rows) as the paper's code makes them, datasets in the order of their names."
-    rng, prompt, train = random.Random(seed), _prompt_of(matrix.items).to_numpy(), []
-    for dataset in sorted(matrix.datasets):
-        rows = np.flatnonzero(matrix.items["dataset"] == dataset)
+    "(training rows, test rows) as the paper's code makes them, domains in the order of their names."
+    rng, prompt, train = random.Random(seed), _prompt_of(matrix.tasks).to_numpy(), []
+    for domain in sorted(matrix.domains):
+        rows = np.flatnonzero(matrix.tasks["domain"] == domain)
         distinct = list(dict.fromkeys(prompt[rows]))
         order = list(range(len(distinct)))
         rng.shuffle(order)

@@ -413,9 +413,9 @@ def convert_release(root: str | Path, out: str | Path, workers: int = 2, progres
 QUIRKS = {
     "null score": "score missing", "failed call": "score and tokens missing", "negative tokens": "tokens missing",
     "zero cost of a priced model": "cost missing", "no price": "cost missing", "no cost": "cost missing",
-    "index from 0": "item numbers count from 1", "index moved": "item numbers follow the questions",
+    "index from 0": "task numbers count from 1", "index moved": "task numbers follow the questions",
     "missing record": "all missing", "no file": "all missing", "empty file": "all missing",
-    "prompt differs, same question": "the first model's prompt stands for the item",
+    "prompt differs, same question": "the first model's prompt stands for the task",
     "question differs": "refused: leave a model out", "record twice": "refused: mend the file",
     "score outside 0 to 1": "refused: mend the file",
     "overlapping splits": "a setting reads one split", "no split in the header": "taken for test",
@@ -454,7 +454,7 @@ def _chunk(start: int, length: int) -> str:
 
 # %% ../../nbs/data/10_release.ipynb #cell-102
 def _made_prompts(dataset: str, n: int) -> list[tuple[str, str]]:
-    "(prompt, question) of items 1 to n; the splits of one dataset begin alike."
+    "(prompt, question) of tasks 1 to n; the splits of one dataset begin alike."
     queries = [f"{dataset} {i}: {_chunk(31 * i, 120 + 37 * i % 200)}" for i in range(1, n + 1)]
     return [(f"Answer the question.\n\n{q}\n\nThink step by step, then write the answer in a box.\nAnswer:", q)
             for q in queries]
@@ -605,16 +605,16 @@ def _write_part(root: Path, part: _Made, seed: int, text: int, quirks: bool) -> 
 # %% ../../nbs/data/10_release.ipynb #cell-131
 def _true_matrix(setting: Setting, parts: dict) -> OutcomeMatrix:
     "What `load_release` must make of the parts of `setting`; a model without a file is missing."
-    items, tables = [], {f: [] for f in VALUES}
+    tasks, tables = [], {f: [] for f in VALUES}
     for dataset, split in setting.splits.items():
         part = parts[dataset, split]
         at = pd.Index(part.models).get_indexer(setting.models)
         n = len(part.prompts)
-        items += [(f"{dataset}/{split}/{i + 1}", dataset, 0, prompt) for i, (prompt, _) in enumerate(part.prompts)]
+        tasks += [(f"{dataset}/{split}/{i + 1}", dataset, 0, prompt) for i, (prompt, _) in enumerate(part.prompts)]
         for field in VALUES:
             truth = part.truth.get(field, np.full((n, len(part.models)), np.nan))
             tables[field].append(np.where(at < 0, np.nan, truth[:, at]))
-    return OutcomeMatrix(setting.name, pd.DataFrame(items, columns=["item_id", "dataset", "repeat", "prompt"]),
+    return OutcomeMatrix(setting.name, pd.DataFrame(tasks, columns=["task_id", "domain", "repeat", "prompt"]),
                          setting.models, **{f: np.concatenate(t) for f, t in tables.items()}, evidence="simulated")
 
 # %% ../../nbs/data/10_release.ipynb #cell-134
@@ -626,7 +626,7 @@ def _true_choices(parts: dict) -> pd.DataFrame:
         m = part.models.index("openrouter")
         rows += [(f"{dataset}/{split}/{i + 1}", dataset, PERF_COST.models[part.choices[i]], part.truth["score"][i, m],
                   part.truth["cost"][i, m]) for i in np.flatnonzero(part.written[:, m])]
-    return pd.DataFrame(rows, columns=["item_id", "dataset", "chosen", "score", "cost_usd"])
+    return pd.DataFrame(rows, columns=["task_id", "domain", "chosen", "score", "cost_usd"])
 
 # %% ../../nbs/data/10_release.ipynb #cell-136
 def _true_issues(parts: dict) -> pd.DataFrame:
@@ -746,9 +746,9 @@ def _unreadable(rows: pd.DataFrame) -> dict:
 # %% ../../nbs/data/10_release.ipynb #0528e728
 _REFUSALS = {
     "record twice": "model {model} has record {index} twice; keep one in its file and convert again",
-    "question differs": "model {model} has another question than {query_of} as item {number}; leave one of them out "
+    "question differs": "model {model} has another question than {query_of} as task {number}; leave one of them out "
                         "with models=",
-    "score outside 0 to 1": "model {model} has the score {score} on item {number}; a score is 0 to 1"}
+    "score outside 0 to 1": "model {model} has the score {score} on task {number}; a score is 0 to 1"}
 
 
 def _refuse(rows: pd.DataFrame, name: str):
@@ -782,7 +782,7 @@ def _files_of(files: pd.DataFrame, setting: Setting, dataset: str) -> pd.DataFra
 
 # %% ../../nbs/data/10_release.ipynb #579156b1
 def _block(out, files, setting, dataset, models, as_upstream) -> tuple[pd.DataFrame, dict]:
-    "(items, tables of values (n, M)) of one dataset."
+    "(tasks, tables of values (n, M)) of one dataset."
     rows, texts = _part(Path(out), _files_of(files, setting, dataset))
     split, rows = setting.splits[dataset], rows[rows["model"].isin(models)]
     _refuse(rows, f"{dataset}/{split}")
@@ -793,8 +793,8 @@ def _block(out, files, setting, dataset, models, as_upstream) -> tuple[pd.DataFr
         if column in values: tables[field][n, m] = values[column].to_numpy()
     seen = rows[rows["prompt"] >= 0].drop_duplicates("number").set_index("number")["prompt"].reindex(numbers)
     prompt = [None if np.isnan(p) else texts[int(p)] for p in seen]
-    items = dict(item_id=[f"{dataset}/{split}/{i}" for i in numbers], dataset=dataset, repeat=0, prompt=prompt)
-    return pd.DataFrame(items), tables
+    tasks = dict(task_id=[f"{dataset}/{split}/{i}" for i in numbers], domain=dataset, repeat=0, prompt=prompt)
+    return pd.DataFrame(tasks), tables
 
 # %% ../../nbs/data/10_release.ipynb #d982b27e
 def load_release(out: str | Path, setting: Setting = PERF_COST, datasets: Iterable[str] = None,
@@ -813,10 +813,10 @@ def load_release(out: str | Path, setting: Setting = PERF_COST, datasets: Iterab
     files = release_files(out)
     for model in models: _among("model", model, files["model"], "The release")
     blocks = [_block(out, files, setting, dataset, models, as_upstream) for dataset in datasets]
-    items = pd.concat([items for items, _ in blocks], ignore_index=True)
+    tasks = pd.concat([tasks for tasks, _ in blocks], ignore_index=True)
     tables = {f: np.concatenate([t[f] for _, t in blocks]) for f in VALUES}
     evidence = "simulated" if files["synthetic"].any() else "logged"
-    return OutcomeMatrix(setting.name, items, tuple(models), **tables, evidence=evidence)
+    return OutcomeMatrix(setting.name, tasks, tuple(models), **tables, evidence=evidence)
 
 # %% ../../nbs/data/10_release.ipynb #557a4d6e
 def zero_filled(matrix: OutcomeMatrix) -> OutcomeMatrix:
@@ -842,10 +842,10 @@ def _part_quirks(out, files, priced, wanted) -> tuple[list, set]:
     size, found = rows.groupby("model").size(), []
     for kind, bad in _record_quirks(rows, priced).items():
         found += [(model, kind, n, size[model]) for model, n in rows.loc[bad, "model"].value_counts(sort=False).items()]
-    items = rows["number"].nunique()
-    short = items - rows.groupby("model")["number"].nunique()
-    found += [(model, "missing record", n, items) for model, n in short[short > 0].items()]
-    found += [(model, "no file", items, items) for model in sorted(set(wanted) - set(files["model"]))]
+    tasks = rows["number"].nunique()
+    short = tasks - rows.groupby("model")["number"].nunique()
+    found += [(model, "missing record", n, tasks) for model, n in short[short > 0].items()]
+    found += [(model, "no file", tasks, tasks) for model in sorted(set(wanted) - set(files["model"]))]
     return found, set(texts[rows.loc[rows["query"] >= 0, "query"].unique()])
 
 # %% ../../nbs/data/10_release.ipynb #cell-191
@@ -885,7 +885,7 @@ def quality(out: str | Path, settings: Collection[Setting] = (PERFORMANCE, PERF_
 # %% ../../nbs/data/10_release.ipynb #cell-198
 def openrouter_choices(out: str | Path, setting: Setting = PERF_COST, datasets: Iterable[str] = None,
                        model: str = "openrouter") -> pd.DataFrame:
-    """Frame of the records of the routing service `model`: item_id and dataset as in `load_release`, chosen (missing
+    """Frame of the records of the routing service `model`: task_id and domain as in `load_release`, chosen (missing
     where not logged), score, cost_usd. Raises `ReleaseError` where the release has no record of it."""
     files, tables = release_files(out), []
     for dataset in setting.splits if datasets is None else datasets:
@@ -894,6 +894,6 @@ def openrouter_choices(out: str | Path, setting: Setting = PERF_COST, datasets: 
         rows = _clean(_part(Path(out), mine)[0])
         rows = rows[rows["model"] == model].sort_values("number")
         ids = f"{dataset}/{setting.splits[dataset]}/" + rows["number"].astype(str)
-        tables.append(rows.assign(item_id=ids, dataset=dataset, chosen=rows["actual_model"]))
+        tables.append(rows.assign(task_id=ids, domain=dataset, chosen=rows["actual_model"]))
     if not tables: raise ReleaseError(f"The release has no record of {model!r} in {setting.name}; its row stays empty.")
-    return pd.concat(tables, ignore_index=True)[["item_id", "dataset", "chosen", "score", "cost_usd"]]
+    return pd.concat(tables, ignore_index=True)[["task_id", "domain", "chosen", "score", "cost_usd"]]

@@ -281,7 +281,7 @@ class Source:
         self.manifest()
 
     def frames(self, progress: bool = True) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """(outcomes, tasks): a row per (model, task_id, repeat) with dataset, score and what else is known, and a row
+        """(outcomes, tasks): a row per (model, task_id, repeat) with domain, score and what else is known, and a row
         per task. Raises `DownloadError`."""
         raise NotImplementedError
 
@@ -358,7 +358,7 @@ class TurnSource(Source):
     def frames(self, progress: bool = True) -> tuple[pd.DataFrame, pd.DataFrame]:
         log = self.load(None, progress)
         cost = episode_costs(log, self.pool(log.models)).set_axis(log.episodes.episode_id)
-        frame = log.episodes.merge(log.tasks[["task_id", "domain"]]).rename(columns=dict(domain="dataset"))
+        frame = log.episodes.merge(log.tasks[["task_id", "domain"]])
         return frame.assign(cost_usd=frame.episode_id.map(cost)), log.tasks
 
     def answers(self, progress: bool = True) -> pd.DataFrame:

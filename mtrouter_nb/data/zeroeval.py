@@ -92,7 +92,7 @@ def read_zeroeval_upstream(root: Path | str, models: Iterable[str] | None = None
 
 # %% ../../nbs/data/06_zeroeval.ipynb #cell-019
 def _outcomes(folder: Path) -> pd.DataFrame:
-    frame = read_table(folder / "outcomes.parquet")
+    frame = read_table(folder / "outcomes.parquet").rename(columns=dict(dataset="domain"))
     return frame.assign(score=frame.correct.astype(float))
 
 

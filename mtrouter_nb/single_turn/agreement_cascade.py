@@ -57,13 +57,13 @@ def plain(answer: str) -> str | None:
     return answer or None
 
 # %% ../../nbs/single_turn/03_agreement_cascade.ipynb #cell-013
-def said_by(answers: pd.DataFrame, item_ids: Iterable[str]) -> pd.DataFrame:
-    "Final answers, one row per entry of `item_ids` and one column per model, from rows (task_id, model, answer)."
+def said_by(answers: pd.DataFrame, task_ids: Iterable[str]) -> pd.DataFrame:
+    "Final answers, one row per entry of `task_ids` and one column per model, from rows (task_id, model, answer)."
     with warnings.catch_warnings():  # "3and4" and the like, which Python reads with a warning
         warnings.simplefilter("ignore", SyntaxWarning)
         final = answers["answer"].map(final_answer).map(plain, na_action="ignore")
     wide = answers.assign(final=final).pivot(index="task_id", columns="model", values="final")
-    return wide.reindex(item_ids).astype(object).where(lambda x: x.notna(), None).reset_index(drop=True)
+    return wide.reindex(task_ids).astype(object).where(lambda x: x.notna(), None).reset_index(drop=True)
 
 # %% ../../nbs/single_turn/03_agreement_cascade.ipynb #cell-016
 def _codes(said: pd.DataFrame) -> np.ndarray:
@@ -98,7 +98,7 @@ class AgreementCascade(OrderFree):
         self.models = [m for m in matrix.models if m in queries.said]
         own = [matrix.models.index(m) for m in self.models]
         score, cost, code = matrix.score[:, own], matrix.cost[:, own], _codes(queries.said[self.models])
-        weight = 1 / np.bincount(matrix.dataset)[matrix.dataset] / len(matrix.datasets)
+        weight = 1 / np.bincount(matrix.domain)[matrix.domain] / len(matrix.domains)
         worth = known_mean(score)
         self.plans = [(m,) for m in range(len(own))] + list(permutations(range(len(own)), 3))
         self.trusted = [max(plan, key=worth.__getitem__) for plan in self.plans]
@@ -109,7 +109,7 @@ class AgreementCascade(OrderFree):
 
     @staticmethod
     def _value(plan, trusted, code, score, cost, weight):
-        "Mean of dataset accuracies and mean dollars of a plan on the training prompts."
+        "Mean of domain accuracies and mean dollars of a plan on the training prompts."
         answerer, asked = play(plan, code, trusted)
         got = score[np.arange(len(code)), answerer]
         known = ~np.isnan(got)

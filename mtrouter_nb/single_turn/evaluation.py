@@ -85,14 +85,14 @@ PROMPT_CUT = Cut(512, 256)  # characters of a prompt that are embedded
 
 def encoded(matrix: OutcomeMatrix, encoder: Encoder) -> Queries:
     "The prompts of `matrix` as vectors, and nothing else."
-    texts = [PROMPT_CUT(str(p)) for p in matrix.items["prompt"]]
+    texts = [PROMPT_CUT(str(p)) for p in matrix.tasks["prompt"]]
     with threadpool_limits(1): vectors = np.asarray(encoder.encode(texts), "f4")
-    return Queries(vectors, matrix.items)
+    return Queries(vectors, matrix.tasks)
 
 
 def queries_of(matrix: OutcomeMatrix, encoder: TextEncoder | None = None) -> Queries:
     "The prompts of `matrix`, embedded (from the cache where they are there), with the answers that are known."
-    encoder, ids = encoder or TextEncoder(MINILM), matrix.items["item_id"]
+    encoder, ids = encoder or TextEncoder(MINILM), matrix.tasks["task_id"]
     prompts = encoded(matrix, encoder)
     source = SOURCES.get(matrix.name)
     if source is None or not source.asked_first: return prompts
@@ -100,7 +100,7 @@ def queries_of(matrix: OutcomeMatrix, encoder: TextEncoder | None = None) -> Que
     answers = answers[answers["model"].isin(matrix.models)]
     first = [m for m in source.asked_first if m in matrix.models]
     said = said_by(answers, ids) if source.comparable else None
-    return Queries(prompts.embeddings, matrix.items, answer_embeddings(answers, ids, encoder, first), said)
+    return Queries(prompts.embeddings, matrix.tasks, answer_embeddings(answers, ids, encoder, first), said)
 
 # %% ../../nbs/single_turn/05_evaluation.ipynb #cell-011
 def rows_of(matrix: OutcomeMatrix, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -224,7 +224,7 @@ class Bench:
         for name in self.routers:
             fit = self.fit(name, seed, number)
             place = np.arange(len(fit.settings), dtype=float) if len(fit.settings) > 1 else [np.nan]
-            parts.append(Scores.of(name, place, getattr(fit, score), getattr(fit, cost), self.matrix.items.iloc[rows],
+            parts.append(Scores.of(name, place, getattr(fit, score), getattr(fit, cost), self.matrix.tasks.iloc[rows],
                                    seed, self.groups.get(name, "router"), self.remark(name)))
         return stack(*parts)
 
@@ -237,7 +237,7 @@ class Bench:
         "The same on the validation rows; reference models are chosen on the half that routers learned from."
         _, one, other, _ = rows_of(self.matrix, seed)
         halves = [stack(*_references(self.matrix, *half, seed)) for half in ((other, one), (one, other))]
-        references = Scores(halves[0].configs, pd.concat([h.items for h in halves], ignore_index=True),
+        references = Scores(halves[0].configs, pd.concat([h.tasks for h in halves], ignore_index=True),
                             *(np.hstack([getattr(h, f) for h in halves]) for f in ("score", "cost")), seed)
         return stack(references, self._scores(seed, number, np.r_[one, other], "held_score", "held_cost"))
 
@@ -260,7 +260,7 @@ class Bench:
         wanted = every.configs["method"].map(lambda name: picks.get(name, -1 if name in self.routers else 0))
         keep = np.flatnonzero(setting == wanted)
         configs = every.configs.iloc[keep].reset_index(drop=True).assign(setting=np.nan)
-        return Scores(configs, every.items, every.score[keep], every.cost[keep], seed)
+        return Scores(configs, every.tasks, every.score[keep], every.cost[keep], seed)
 
     def chosen(self, seed: int, number: int = 0) -> Scores:
         "As `test`, with one row per router: of several settings, the one that validation rows choose."
@@ -337,7 +337,7 @@ def left_out(source: str = "auto", profile: str = "full") -> pd.DataFrame:
     for matrix in load_all(source, profile):
         lacks = {name: np.isnan(getattr(matrix, name)).sum(0) for name in SOURCES[matrix.name].complete}
         for m, model in enumerate(matrix.models):
-            if said := [f"{name} on {n[m]} of {len(matrix)} items" for name, n in lacks.items() if n[m]]:
+            if said := [f"{name} on {n[m]} of {len(matrix)} tasks" for name, n in lacks.items() if n[m]]:
                 rows.append((matrix.evidence, matrix.name, model, f"left out, without {' and '.join(said)}"))
     return pd.DataFrame(rows, columns=["evidence", "data", "method", "note"])
 

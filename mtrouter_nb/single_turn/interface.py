@@ -28,23 +28,23 @@ from ..learners.fitting import held_out_rows, tie_order
 # %% ../../nbs/single_turn/00_interface.ipynb #cell-004
 @dataclass(frozen=True)
 class Queries:
-    """n prompts to route. `embeddings` (n, d) float32; `items`: item_id, dataset, prompt.
+    """n prompts to route. `embeddings` (n, d) float32; `tasks`: task_id, domain, prompt.
 
     `answers`: model -> (n, e) vectors of that model's answers; `said`: their final answers as text, a column per model.
     Both where known; reading one means calling the model.
     """
     embeddings: np.ndarray
-    items: pd.DataFrame
+    tasks: pd.DataFrame
     answers: Mapping | None = None
     said: pd.DataFrame | None = None
 
-    def __len__(self): return len(self.items)
+    def __len__(self): return len(self.tasks)
 
     def take(self, rows: np.ndarray) -> "Queries":
         "The rows `rows`."
         answers = self.answers and {model: vectors[rows] for model, vectors in self.answers.items()}
         said = None if self.said is None else self.said.iloc[rows].reset_index(drop=True)
-        return Queries(self.embeddings[rows], self.items.iloc[rows].reset_index(drop=True), answers, said)
+        return Queries(self.embeddings[rows], self.tasks.iloc[rows].reset_index(drop=True), answers, said)
 
 # %% ../../nbs/single_turn/00_interface.ipynb #4f98385c
 @dataclass(frozen=True)
@@ -92,8 +92,8 @@ class SingleTurnRouter(Protocol):
 # %% ../../nbs/single_turn/00_interface.ipynb #6c09a3f6
 def in_own_order(matrix: OutcomeMatrix) -> tuple[OutcomeMatrix, np.ndarray, np.ndarray]:
     "(matrix, rows, columns): the outcomes in an order of their own, and where each row and each model stood."
-    hashes = np.array([stable_hash(str(item)) for item in matrix.items["item_id"]], np.uint64)
-    rows = np.lexsort((matrix.items["repeat"], hashes))
+    hashes = np.array([stable_hash(str(task)) for task in matrix.tasks["task_id"]], np.uint64)
+    rows = np.lexsort((matrix.tasks["repeat"], hashes))
     seen = matrix.take(rows)
     columns = tie_order(seen.score, seen.cost, seen.models)
     return seen.select([seen.models[c] for c in columns]), rows, columns
@@ -283,7 +283,7 @@ class AvengersProCurve(OrderFree):
 # %% ../../nbs/single_turn/00_interface.ipynb #cell-058
 @dataclass
 class LoggedRouter:
-    "A router whose choices are on record. `chosen`: model by item_id. Raises KeyError for a model that is not there."
+    "A router whose choices are on record. `chosen`: model by task_id. Raises KeyError for a model that is not there."
     chosen: Mapping
     name: str = "OpenRouter"
     models: tuple = field(default=(), repr=False)
@@ -296,4 +296,4 @@ class LoggedRouter:
     def choose(self, queries: Queries) -> Choices:
         "One setting: what the log says."
         place = {model: i for i, model in enumerate(self.models)}
-        return Choices([np.nan], np.array([[place[self.chosen[i]] for i in queries.items["item_id"]]]))
+        return Choices([np.nan], np.array([[place[self.chosen[i]] for i in queries.tasks["task_id"]]]))

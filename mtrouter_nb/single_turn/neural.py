@@ -115,7 +115,7 @@ def _chosen(expected, able) -> Choices:
 class ModelSAT(OrderFree):
     """Whether a model, described by its accuracies, satisfies a prompt. Dollars are not used.
 
-    `categories`: clusters of training prompts in the description, beside the datasets. `losses_`: on held-out prompts.
+    `categories`: clusters of training prompts in the description, beside the domains. `losses_`: on held-out prompts.
     """
     categories: int = 14
     hidden: int = 96
@@ -129,8 +129,8 @@ class ModelSAT(OrderFree):
     name: str = "MODEL-SAT"
 
     def describe(self, matrix: OutcomeMatrix, queries: Queries) -> np.ndarray:
-        "(M, G): each model's accuracies by dataset and cluster against the pool's, and a 1."
-        groups = [matrix.dataset, spherical_clusters(normalize(queries.embeddings), self.categories, self.seed).labels_]
+        "(M, G): each model's accuracies by domain and cluster against the pool's, and a 1."
+        groups = [matrix.domain, spherical_clusters(normalize(queries.embeddings), self.categories, self.seed).labels_]
         table = np.hstack([_z(accuracies(matrix.score, group)) for group in groups])
         return np.hstack([table, np.ones((len(table), 1))])
 
@@ -183,7 +183,7 @@ def _rounds(*sizes, n: int = 2, **options):
 
 # %% ../../nbs/single_turn/02_neural.ipynb #688123d0
 class _Graph(nn.Module):
-    """Two rounds of messages from prompts to models. Prompts and their datasets (n, d), `about` models (M, G), edges
+    """Two rounds of messages from prompts to models. Prompts and their domains (n, d), `about` models (M, G), edges
     (features, n, M), `visible` (K, n, M) 0 or 1: K masks, each a graph of its own."""
 
     def __init__(self, d: int, about: np.ndarray, dim: int = 8, features: int = 3):
@@ -244,14 +244,14 @@ class GraphRouter(OrderFree):
     name: str = "GraphRouter"
 
     def describe(self, matrix: OutcomeMatrix) -> np.ndarray:
-        "(M, code + D + 1): each model's code, its accuracies by dataset and its mean dollars against the pool's."
-        table = np.column_stack([accuracies(matrix.score, matrix.dataset), known_mean(matrix.cost)])
+        "(M, code + D + 1): each model's code, its accuracies by domain and its mean dollars against the pool's."
+        table = np.column_stack([accuracies(matrix.score, matrix.domain), known_mean(matrix.cost)])
         return np.hstack([drawn_by_name(matrix.models, self.code, 0), _z(table)])
 
     def _inputs(self, queries):
-        "Scaled vectors of the prompts (n, d) and of their datasets; 0, the mean prompt, for a dataset that is new."
+        "Scaled vectors of the prompts (n, d) and of their domains; 0, the mean prompt, for a domain that is new."
         q = (queries.embeddings - self.center) / self.spread
-        task = [self.task_vectors.get(d, np.zeros(q.shape[1])) for d in queries.items["dataset"]]
+        task = [self.task_vectors.get(d, np.zeros(q.shape[1])) for d in queries.tasks["domain"]]
         return tuple(torch.from_numpy(np.asarray(a, "f4")) for a in (q, np.stack(task)))
 
     def learn(self, matrix: OutcomeMatrix, queries: Queries) -> None:
@@ -260,10 +260,10 @@ class GraphRouter(OrderFree):
         q, seen = queries.embeddings[train], matrix.take(train)
         self.center, spread = q.mean(0), q.std(0)
         self.spread = np.where(spread > 1e-6, spread, 1)
-        self.task_vectors = {d: ((q[seen.dataset == g].mean(0) - self.center) / self.spread)
-                             for g, d in enumerate(seen.datasets)}
+        self.task_vectors = {d: ((q[seen.domain == g].mean(0) - self.center) / self.spread)
+                             for g, d in enumerate(seen.domains)}
         inputs = self._inputs(queries)
-        cost, about = scaled_cost(matrix.cost, matrix.dataset), self.describe(seen)
+        cost, about = scaled_cost(matrix.cost, matrix.domain), self.describe(seen)
         self.settings = [w for w in self.cost_shares if w == 0 or not np.isnan(cost).all()]
         self.utilities_, self.single_ = {}, {}
         with seeded(self.seed):

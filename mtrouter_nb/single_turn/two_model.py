@@ -25,15 +25,15 @@ def choose_pair(matrix: OutcomeMatrix, among: Iterable[str] | None = None) -> tu
     """(small, large) from the rows of `matrix`, which are to be training rows.
 
     among: models that may be the small one; all when None. Raises `OutcomeError` where there are no two models with a
-    score in every dataset.
+    score in every domain.
     """
     matrix, *_ = in_own_order(matrix)
-    accuracy = np.mean([known_mean(matrix.score[matrix.dataset == d]) for d in range(len(matrix.datasets))], 0)
+    accuracy = np.mean([known_mean(matrix.score[matrix.domain == d]) for d in range(len(matrix.domains))], 0)
     names = set(matrix.models if among is None else among)
     allowed = [m for m, name in enumerate(matrix.models) if name in names and accuracy[m] >= 0]
     # the best model, unless it is the only one that may be the small one
     able = [m for m in np.flatnonzero(accuracy >= 0) if set(allowed) - {m}]
-    if not able: raise OutcomeError(f"{matrix.name}: no second model with a score in every dataset, of those allowed.")
+    if not able: raise OutcomeError(f"{matrix.name}: no second model with a score in every domain, of those allowed.")
     large = max(able, key=accuracy.__getitem__)
     small = [m for m in allowed if m != large]
     dollars = known_mean(matrix.cost)
@@ -152,7 +152,7 @@ class HybridLLM(OrderFree):
         seen = ~np.isnan(matrix.score[:, self.pair_]).any(1)
         needed = ~(matrix.score[seen, small] >= matrix.score[seen, large] - self.t)
         self.heads = _heads(self)
-        self.heads.fit(queries.embeddings[seen], needed, queries.items["item_id"][seen])
+        self.heads.fit(queries.embeddings[seen], needed, queries.tasks["task_id"][seen])
         self.thresholds = _thresholds(self.heads.own_, self.grid)
 
     def needed(self, queries: Queries) -> np.ndarray:
@@ -231,17 +231,17 @@ class RouteLLM(OrderFree):
         return _sweep(self.win_rate(queries), self.thresholds, self.pair_)
 
 # %% ../../nbs/single_turn/01_two_model.ipynb #cell-042
-def answer_embeddings(answers: pd.DataFrame, item_ids: Iterable[str], encoder: TextEncoder | None = None,
+def answer_embeddings(answers: pd.DataFrame, task_ids: Iterable[str], encoder: TextEncoder | None = None,
                       models: Iterable[str] | None = None, characters: int = 170) -> dict[str, np.ndarray]:
-    """model -> (n, e) float32 vectors of the ends of its answers, a row per entry of `item_ids`; NaN where it has none.
+    """model -> (n, e) float32 vectors of the ends of its answers, a row per entry of `task_ids`; NaN where it has none.
 
     answers: rows (task_id, model, answer). models: which; all of `answers` when None. What is embedded is cached.
     """
     encoder, vectors = encoder or TextEncoder(), {}
     for model in answers["model"].unique() if models is None else models:
-        own = answers[answers["model"] == model].set_index("task_id")["answer"].reindex(item_ids)
+        own = answers[answers["model"] == model].set_index("task_id")["answer"].reindex(task_ids)
         there = own.notna().to_numpy()
-        if not there.any(): raise OutcomeError(f"There is no answer of {model!r} to any of the {len(own)} items.")
+        if not there.any(): raise OutcomeError(f"There is no answer of {model!r} to any of the {len(own)} tasks.")
         found = encoder.encode([str(text).strip()[-characters:] for text in own[there]])
         vectors[model] = np.full((len(own), found.shape[1]), np.nan, "f4")
         vectors[model][there] = found
@@ -316,7 +316,7 @@ class FrugalGPT(OrderFree):
         seen = [np.isfinite(x).all(1) & ~np.isnan(matrix.score[:, m]) for x, m in zip(inputs, self.readable)]
         self.heads = _heads(self)
         label = [matrix.score[s, m] >= .5 for s, m in zip(seen, self.readable)]
-        prompt = np.concatenate([queries.items["item_id"].to_numpy()[s] for s in seen])
+        prompt = np.concatenate([queries.tasks["task_id"].to_numpy()[s] for s in seen])
         self.heads.fit(np.vstack([x[s] for x, s in zip(inputs, seen)]), np.concatenate(label), prompt)
         parts = np.split(self.heads.own_, np.cumsum([s.sum() for s in seen])[:-1])
         chance = {m: np.full(len(queries), np.nan) for m in self.readable}
