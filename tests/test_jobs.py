@@ -18,7 +18,7 @@ import pytest
 from threadpoolctl import threadpool_info
 
 from mtrouter_nb.core import jobs
-from mtrouter_nb.core.jobs import SCHEDULER, JobsError, finished, one_thread, run_jobs, scheduler
+from mtrouter_nb.core.jobs import CORES, SCHEDULER, JobsError, finished, one_thread, run_jobs, scheduler
 
 
 @pytest.fixture(autouse=True)
@@ -211,6 +211,46 @@ def test_an_interrupt_ends_all_at_once(wait, root):
 def runs_in(group, process):
     try: return os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE
     except (ProcessLookupError, psutil.NoSuchProcess): return False
+
+
+BESIDE = """
+import sys, time
+from mtrouter_nb.core.jobs import run_jobs
+def job(seconds):
+    begun = time.time()
+    time.sleep(seconds)
+    return begun, time.time()
+def outer(seconds): return run_jobs(job, [(seconds,)] * 2, progress=False)[0]
+if __name__ == "__main__":
+    for begun, ended in run_jobs(outer if sys.argv[1] == "nested" else job, [(.4,)] * 5, progress=False):
+        print(begun, ended)
+"""
+
+
+@pytest.mark.parametrize("kind", ["plain", "nested"])
+def test_programs_beside_each_other_take_turns(tmp_path, kind):
+    "Two programs of two workers each: on this many cores, never more jobs at once."
+    script = tmp_path / "beside.py"
+    script.write_text(BESIDE)
+    env = os.environ | {CORES: str(tmp_path / "cores"), "PYTHONPATH": os.pathsep.join(sys.path)}
+    both = [subprocess.Popen([sys.executable, str(script), kind], env=env, stdout=subprocess.PIPE, text=True)
+            for _ in range(2)]
+    spans = [tuple(map(float, line.split())) for p in both for line in p.communicate(timeout=120)[0].splitlines()]
+    assert len(spans) == 10 and not any(p.returncode for p in both)
+    at_once = max(sum(begun <= moment < ended for begun, ended in spans) for moment, _ in spans)
+    assert at_once <= joblib.cpu_count()
+
+
+def test_a_killed_worker_gives_its_turn_back(tmp_path):
+    held = jobs.FileLock(tmp_path / "core-0.lock")
+    code = (f"import time; from filelock import FileLock; lock = FileLock({held.lock_file!r}); lock.acquire(); "
+            "print(1, flush=True); time.sleep(60)")
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    child.stdout.readline()
+    with pytest.raises(jobs.Timeout): held.acquire(timeout=0)
+    child.kill()
+    child.wait()
+    assert jobs._free([held]) is held
 
 
 def test_the_variable_is_put_back():

@@ -58,6 +58,14 @@ def test_lock_is_portable(locked):
     assert canonicalize_name("mtrouter_nb") not in locked
 
 
+def test_the_world_is_pinned(root, locked):
+    from mtrouter_nb.multi_turn.local_models import VERSIONS
+    lines = [line for line in (root / "requirements-world.lock").read_text().splitlines() if not line.startswith("#")]
+    pinned = dict(line.split("==") for line in lines)
+    assert not set(pinned) & set(locked) and set(VERSIONS) <= set(pinned)
+    assert all(pinned[name] == version for name, version in VERSIONS.items() if version)
+
+
 def test_environment_yml_names_the_same_ranges(root, settings, ranges):
     deps = yaml.safe_load((root / "environment.yml").read_text())["dependencies"]
     pip = next(d["pip"] for d in deps if isinstance(d, dict))
@@ -132,7 +140,7 @@ def make(root, *args, **env):
 def test_plain_make_lists_the_targets(root):
     lines = make(root).stdout.splitlines()
     assert [line.split()[1] for line in lines] == [
-        "reproduce", "test", "smoke", "test-long", "check", "verify", "lab", "clean", "clean-cache"]
+        "reproduce", "world", "test", "smoke", "test-long", "check", "verify", "lab", "clean", "clean-cache"]
 
 
 def test_missing_python_is_one_clear_sentence(root, tmp_path):

