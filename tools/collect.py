@@ -1,0 +1,30 @@
+"""Play plans of the ScienceWorld world, on from where they stand, or pack what was played: `make collect`."""
+import argparse
+import sys
+
+from mtrouter_nb.multi_turn.collect import PLANS, collect, pack
+from mtrouter_nb.multi_turn.local_models import WorldError
+
+
+def main() -> int:
+    """The plans that are named, one after the other; without any, a list of them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("plans", nargs="*", metavar="PLAN", choices=[*PLANS, []], help=", ".join(PLANS))
+    parser.add_argument("--pack", action="store_true", help="write what was played as one more shard into data/")
+    options = parser.parse_args()
+    if not options.plans and not options.pack:
+        for name, plan in PLANS.items():
+            print(f"{name}: {sum(map(len, plan.batches())) * len(plan.routers())} episodes")
+    try:
+        for name in options.plans:
+            rows = collect(PLANS[name])
+            print(f"{name}: {rows['turns'].sum()} turns, {rows['asked'].sum()} of them acted now")
+        if options.pack: print(f"packed: {pack() or 'nothing new'}")
+    except WorldError as error:
+        print(f"collect: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
