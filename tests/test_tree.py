@@ -172,6 +172,21 @@ def test_where_the_tree_ends_a_score_is_missing():
     found = roll(recorded, Given(recorded, [["add", "double"]] * 5), np.arange(5), Rights("two", 2, 1_000)).episodes
     assert found["reason"].tolist() == [UNKNOWN] * 5 and found["score"].isna().all()
     assert found["n_turns"].tolist() == [1, 1, 1, 0, 0], "the last two tasks were never begun"
+    assert found["cost_usd"].isna().all() and not found["over_budget"].any()
+
+
+def test_an_empty_tree_knows_nothing():
+    played = roll(empty := world_of(live=False), SingleModel(0, "add"), [0, 1], RIGHTS)
+    assert played.episodes[["score", "cost_usd"]].isna().all(axis=None) and set(played.episodes["reason"]) == {UNKNOWN}
+    assert np.isnan(cached_usd(empty, played)).all()
+
+
+def test_rights_of_none_play_nothing():
+    for rights in (replace(RIGHTS, turns=0), replace(RIGHTS, usd=0.0)):
+        found = roll(world_of(), SingleModel(0, "add"), [0], rights).episodes
+        assert found["n_turns"].item() == 0 and found["cost_usd"].item() == 0
+    for rights in (replace(RIGHTS, affordable_only=True), replace(RIGHTS, proposals_each=1)):
+        with pytest.raises(ValueError, match="rights may limit turns and dollars"): world_of().play([0], rights)
 
 
 def test_another_agent_is_not_taken_for_one_that_spoke():
@@ -328,6 +343,94 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path):
         roll(world, SingleModel(1, "double"), [1], RIGHTS)
     held.close()
     assert len(merged(tmp_path)) == 3
+    roll(world, SingleModel(1, "double"), [0, 1], RIGHTS)  # there is room again
+    assert as_paths(merged(tmp_path)) == as_paths(world.tree)
+
+
+def test_an_environment_that_fails_once_leaves_no_wrong_state():
+    world, fails = world_of(places=1), [3, 7, 11]
+
+    class Failing(Numbers):
+        def step(self, place, action):
+            outcome = super().step(place, action)
+            if self.calls in fails: raise ConnectionError("gone")
+            return outcome
+
+    world.live.environment = Failing()
+    for _ in range(4):
+        try: roll(world, Given(world, drawn(20, 8)), np.arange(20) % 5, RIGHTS)
+        except ConnectionError: pass
+    whole = world_of()
+    roll(whole, Given(whole, drawn(20, 8)), np.arange(20) % 5, RIGHTS)
+    assert world.live.environment.calls > 11 and as_paths(world.tree) == as_paths(whole.tree)
+
+
+@pytest.mark.parametrize("harm", [
+    lambda lines: [*lines[:5], lines[4], *lines[5:]], lambda lines: [*lines[:5], "", *lines[5:]],
+    lambda lines: [*lines[:5], "\0\0", *lines[5:]], lambda lines: [*lines[:2], *lines[3:]],
+    lambda lines: [*lines[:5], "[9999, 1, 2, 3, 4]", *lines[5:]], lambda lines: [*lines[:5], "{}", *lines[5:]]])
+def test_a_harmed_journal_is_one_sentence(tmp_path, harm):
+    world = world_of(journals=tmp_path)
+    roll(world, Given(world, drawn(30, 1)), np.arange(30) % 5, RIGHTS)
+    file = next(tmp_path.iterdir())
+    states = [line for line in file.read_text().splitlines() if line.count(",") != 8]
+    file.write_text("\n".join(harm(states)) + "\n")
+    with pytest.raises(WorldError, match=r"journal-.*jsonl is damaged .*delete it"): merged(tmp_path)
+
+
+def test_shards_out_of_order_are_one_sentence(tmp_path):
+    tree = some_tree()
+    for seed in (1, 2):
+        write_shard(tree, tmp_path)
+        roll(world := world_of(tree), Given(world, drawn(40, seed)), np.arange(40) % 5, RIGHTS)
+    write_shard(tree, tmp_path)
+    for half in ("states", "said"):
+        one, two = (tmp_path / f"000{i}.{half}.parquet" for i in (1, 2))
+        kept = one.read_bytes()
+        one.write_bytes(two.read_bytes())
+        two.write_bytes(kept)
+    with pytest.raises(WorldError, match="0001.* does not follow the shard before it"):
+        load_tree(tmp_path, Numbers.version)
+
+
+def test_a_tree_that_does_not_begin_as_the_shards_is_not_written(tmp_path):
+    write_shard(some_tree(1), tmp_path)
+    with pytest.raises(WorldError, match="does not begin with the shards"): write_shard(some_tree(2), tmp_path)
+
+
+def test_a_flipped_bit_is_seen(tmp_path):
+    tree = some_tree()
+    write_shard(tree, tmp_path)
+    rng, silent = np.random.default_rng(0), 0
+    for half in ("states", "said"):
+        file = tmp_path / f"0000.{half}.parquet"
+        whole = file.read_bytes()
+        for at in rng.integers(0, len(whole), 60):
+            file.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << rng.integers(8)]) + whole[at + 1:])
+            try: found = load_tree(tmp_path, Numbers.version)
+            except WorldError: continue
+            silent += (found.states, found.said) != (tree.states, tree.said)
+        file.write_bytes(whole)
+    assert not silent
+
+
+def test_encoders_of_other_parts_are_refused(demo_world):
+    class Other(HistoryEncoder):
+        parts = ("whole",)
+    with pytest.raises(ValueError, match="Other has other parts"):
+        world_of(history=Other(demo_world.encoder.encoder)).play([0], RIGHTS).view().history()
+
+
+def test_a_beginning_reports_no_error():
+    tasks = TASKS.assign(task_id=[t.replace("reach", "No known action matches that input") for t in TASKS["task_id"]])
+
+    class Quoting(Numbers):
+        def start(self, place, task_id):
+            return replace(super().start(place, task_id), task="No known action matches that input.")
+
+    world = world_of(tasks=tasks)
+    world.live.environment = Quoting()
+    assert (world.play([0, 1], RIGHTS).view().error == 0).all()
 
 
 KILLED = """

@@ -9,9 +9,11 @@ from mtrouter_nb.multi_turn.local_models import WorldError
 def main() -> int:
     """The plans that are named, one after the other; without any, a list of them."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("plans", nargs="*", metavar="PLAN", choices=[*PLANS, []], help=", ".join(PLANS))
+    parser.add_argument("plans", nargs="*", metavar="PLAN", help=", ".join(PLANS))
     parser.add_argument("--pack", action="store_true", help="write what was played as one more shard into data/")
     options = parser.parse_args()
+    if unknown := [name for name in options.plans if name not in PLANS]:
+        parser.error(f"{unknown[0]!r} is no plan; there are {', '.join(PLANS)}")
     if not options.plans and not options.pack:
         for name, plan in PLANS.items():
             print(f"{name}: {sum(map(len, plan.batches())) * len(plan.routers())} episodes")

@@ -6,9 +6,9 @@
 __all__ = ['VERSIONS', 'WIDTH', 'HEADS', 'KV_HEADS', 'HEAD', 'INNER', 'SCALE', 'EPSILON', 'THETA', 'MOST_TOKENS', 'DECODING',
            'SKILLS', 'WorldError', 'needed', 'lacking', 'in_halves', 'Base', 'Coder', 'folded', 'LanguageModel',
            'Reading', 'turned', 'read', 'Action', 'Grammar', 'act', 'Conversation', 'Window', 'Agent', 'LocalAgent',
-           'adapters', 'load_adapter', 'load_agent', 'with_skill']
+           'adapters', 'load_adapter', 'depth_of', 'kept_tokens', 'load_agent', 'with_skill']
 
-# %% ../../nbs/multi_turn/12_local_models.ipynb #a846c7eb
+# %% ../../nbs/multi_turn/12_local_models.ipynb #59e9b603
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +17,6 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -61,7 +60,7 @@ def in_halves(w: np.ndarray, heads: int) -> np.ndarray:
     rows, columns = w.shape
     return w.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
-# %% ../../nbs/multi_turn/12_local_models.ipynb #277dfe5c
+# %% ../../nbs/multi_turn/12_local_models.ipynb #1cce4a18
 _PARTS = dict(q="attn_q", k="attn_k", v="attn_v", o="attn_output", g="ffn_gate", u="ffn_up", d="ffn_down",
               attention="attn_norm", feed="ffn_norm")
 
@@ -74,7 +73,7 @@ class Base:
         from gguf import GGUFReader
         self.file = Path(file) if file else self._installed()
         try: self._reader = GGUFReader(self.file)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # its reader raises whatever damaged bytes make it
             raise WorldError(f"{self.file.name} can't be read ({in_short(error)}); run make world again.") from error
         self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
 
@@ -89,6 +88,7 @@ class Base:
     def tensor(self, name: str) -> np.ndarray:
         "The tensor `name` in float32, rows first."
         from gguf import dequantize
+        if name not in self._tensors: raise WorldError(f"{self.file.name} holds no {name}; run make world again.")
         tensor = self._tensors[name]
         return dequantize(tensor.data, tensor.tensor_type).reshape([int(n) for n in reversed(tensor.shape)])
 
@@ -248,16 +248,20 @@ class Action:
     first: int = 0
     head: int = 0
 
-# %% ../../nbs/multi_turn/12_local_models.ipynb #1ea382d2
+# %% ../../nbs/multi_turn/12_local_models.ipynb #f719dc09
 class Grammar:
-    "Actions that begin with one of `verbs`: their first two tokens, as `coder` writes them."
+    """Actions that begin with one of `verbs`, as `coder` writes them; whatever follows a whole verb is free.
+
+    Raises ValueError where there is no verb, or an empty one.
+    """
 
     def __init__(self, verbs: Iterable[str], coder: Coder):
-        self.verbs, self._after = tuple(verbs), {(): set()}
-        for first, *rest in (coder.encode(verb) for verb in self.verbs):
-            self._after[()].add(first)
-            if not rest: self._after[(first,)] = None  # the verb is whole: anything may follow
-            elif self._after.setdefault((first,), set()) is not None: self._after[(first,)].add(rest[0])
+        self.verbs, self._after = tuple(verbs), {}
+        if not self.verbs or not all(map(coder.encode, self.verbs)):
+            raise ValueError("A grammar needs verbs, none empty.")
+        for tokens in map(coder.encode, self.verbs):
+            for i, token in enumerate(tokens): self._after.setdefault(tuple(tokens[:i]), set()).add(token)
+        for tokens in map(coder.encode, self.verbs): self._after[tuple(tokens)] = None
 
     def allowed(self, written: Sequence[int]) -> Collection[int] | None:
         "Tokens that may come next after those `written`; None: all."
@@ -306,7 +310,7 @@ class Conversation:
     inventory: str
     steps: list[tuple[str, str]] = field(default_factory=list)
 
-# %% ../../nbs/multi_turn/12_local_models.ipynb #d8344f6f
+# %% ../../nbs/multi_turn/12_local_models.ipynb #598b029a
 @dataclass(frozen=True)
 class Window:
     "The tokens shown: at most `most`, cut to `kept` where they pass it, and at most `each` of an observation."
@@ -317,8 +321,8 @@ class Window:
     def shown(self, talk: Conversation, coder: Coder) -> tuple[list[int], int, int]:
         "Tokens of the conversation up to the prompt; the oldest turn among them; how many come before any turn."
         say = coder.encode
-        head = say(f"{talk.task.strip()}\n\n") + say(f"{talk.look.strip()}\n")[:self.each]
-        head += say(f"{talk.inventory.strip()}\n")
+        opening = f"{talk.task.strip()}\n\n", f"{talk.look.strip()}\n", f"{talk.inventory.strip()}\n"
+        head = [token for text in opening for token in say(text)[:self.each]]
         turns = [coder.prompt + say(f"{action}\n") + say(observation.strip())[:self.each] + coder.end
                  for action, observation in talk.steps]
         first = self._first([len(turn) for turn in turns], len(head) + len(coder.prompt))
@@ -334,7 +338,7 @@ class Window:
                 total, first = total - sizes[first], first + 1
         return first
 
-# %% ../../nbs/multi_turn/12_local_models.ipynb #7e0d3f16
+# %% ../../nbs/multi_turn/12_local_models.ipynb #6c7c1f43
 class Agent(Protocol):
     """Whoever can be handed a conversation.
 
@@ -356,17 +360,21 @@ DECODING = 1  # goes up with every change that could change an action
 
 @dataclass
 class LocalAgent:
-    "A `LanguageModel` that acts, under a `grammar` or freely."
+    "A `LanguageModel` that acts, under a `grammar` or freely; `weights`: a digest of all its files."
     name: str
     model: LanguageModel
     coder: Coder
-    mind: str
+    weights: str
     grammar: Grammar | None = None
     window: Window = Window()
 
     @property
+    def mind(self) -> str:
+        return f"{stable_hash(DECODING, self.weights, self.window):016x}"
+
+    @property
     def digest(self) -> str:
-        return f"{stable_hash(DECODING, self.mind, self.window, self.grammar and self.grammar.verbs):016x}"
+        return f"{stable_hash(self.mind, self.grammar and self.grammar.verbs):016x}"
 
     def start(self) -> Reading: return Reading(len(self.model.layers), self.window.most + MOST_TOKENS)
 
@@ -375,7 +383,7 @@ class LocalAgent:
         said = act(self.model, self.coder, kept, contexts, [self.grammar] * len(talks))
         return [replace(action, first=f, head=h) for action, f, h in zip(said, first, head)]
 
-# %% ../../nbs/multi_turn/12_local_models.ipynb #d0f84d6c
+# %% ../../nbs/multi_turn/12_local_models.ipynb #36899957
 def adapters(folder: str | Path | None = None) -> list[str]:
     "Names of the adapters in `folder` (default: the project's)."
     return sorted(file.stem for file in _home(folder).glob("*.npz"))
@@ -385,7 +393,7 @@ def _home(folder) -> Path: return Path(folder) if folder else data_dir() / "scie
 
 
 def load_adapter(name: str, folder: str | Path | None = None) -> dict[str, np.ndarray]:
-    """The arrays of an adapter, `layers.<i>.<part>.<A or B>`.
+    """The arrays of an adapter, `layers.<i>.<part>.<A or B>`, of all layers up to its deepest.
 
     Raises `WorldError` where it is missing, damaged, or made for a base of other sizes.
     """
@@ -394,44 +402,71 @@ def load_adapter(name: str, folder: str | Path | None = None) -> dict[str, np.nd
         raise WorldError(f"{file.name} is not in {file.parent}; there are {adapters(folder) or 'none'}.")
     try:
         with np.load(file, allow_pickle=False) as held: adapter = {key: held[key] for key in held.files}
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
+    except Exception as error:  # readers of damaged bytes raise whatever they like
         raise WorldError(f"{file.name} is damaged ({in_short(error)}); take it from the repository again.") from error
-    for part, (rows, columns) in _SHAPES.items():
-        a, b = (adapter.get(f"layers.0.{part}.{half}", np.empty((0, 0))) for half in "AB")
-        if (b.shape[0], a.shape[1]) != (rows, columns):
-            raise WorldError(f"{file.name}: layers.0.{part} is for a matrix of {b.shape[0]} x {a.shape[1]}, not "
-                             f"{rows} x {columns}; it belongs to another base.")
+    for i in range(depth_of(adapter)):
+        for part, shape in _SHAPES.items(): _check_part(file, adapter, f"layers.{i}.{part}", shape)
     return adapter
 
-# %% ../../nbs/multi_turn/12_local_models.ipynb #2eabd34c
+
+def depth_of(adapter: Mapping[str, np.ndarray]) -> int:
+    "Layers of an adapter, one at least."
+    numbers = [key.split(".")[1] for key in adapter if key.count(".") == 3]
+    return 1 + max((int(number) for number in numbers if number.isdecimal()), default=0)
+
+
+def _check_part(file: Path, adapter: Mapping[str, np.ndarray], name: str, shape: tuple[int, int]) -> None:
+    a, b = (adapter.get(f"{name}.{half}", np.empty(0)) for half in "AB")
+    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1] or not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise WorldError(f"{file.name}: {name} is damaged or missing; take it from the repository again.")
+    if (len(b), a.shape[1]) != shape:
+        raise WorldError(f"{file.name}: {name} is for a matrix of {len(b)} x {a.shape[1]}, not {shape[0]} x "
+                         f"{shape[1]}; it belongs to another base.")
+
+# %% ../../nbs/multi_turn/12_local_models.ipynb #3435c1b3
 @lru_cache(maxsize=1)
 def _installed_base() -> tuple[Base, list[dict[str, np.ndarray]], Coder, torch.Tensor]:
     "The base, its layers up to the deepest adapter, the tokens, and their embedding."
     base = Base()
-    kept = json.loads((_home(None) / "vocab.json").read_text())["keep"]
-    embedding = torch.tensor(base.tensor("token_embd.weight")[kept])
-    return base, [base.layer(i) for i in range(24)], Coder(base.words("tokens"), base.words("merges"), kept), embedding
+    kept, every = kept_tokens(_home(None) / "vocab.json"), base.tensor("token_embd.weight")
+    if max(kept) >= len(every): raise WorldError(f"vocab.json names token {max(kept)}, and the base has {len(every)}.")
+    coder = Coder(base.words("tokens"), base.words("merges"), kept)
+    return base, [base.layer(i) for i in range(24)], coder, torch.tensor(every[kept])
+
+
+def kept_tokens(file: Path) -> list[int]:
+    "Numbers of the kept tokens, the list `keep` of a JSON file. Raises `WorldError` where it is damaged."
+    try: kept = json.loads(file.read_text(encoding="utf-8"))["keep"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise WorldError(f"{file.name} can't be read ({in_short(error)}); take it from the repository.") from error
+    if not kept or any(type(number) is not int or number < 0 for number in kept) or len({*kept}) < len(kept):
+        raise WorldError(f"{file.name}: keep is no list of different whole numbers; take it from the repository again.")
+    return kept
 
 
 @lru_cache(maxsize=None)
 def load_agent(name: str) -> LocalAgent:
     "The agent `name`, one of `adapters`. Raises `WorldError` where a part is missing, damaged or of another version."
     adapter, (base, layers, coder, embedding) = load_adapter(name), _installed_base()
-    depth = 1 + max(int(key.split(".")[1]) for key in adapter)
-    model = LanguageModel([folded(layers[i], adapter, i) for i in range(depth)], embedding,
+    if depth_of(adapter) > len(layers): raise WorldError(f"{name} has more layers than the base; it is another's.")
+    model = LanguageModel([folded(layers[i], adapter, i) for i in range(depth_of(adapter))], embedding,
                           torch.tensor(base.tensor("output_norm.weight")))
     files = base.file, _home(None) / f"{name}.npz", _home(None) / "vocab.json"
     return LocalAgent(name, model, coder, f"{stable_hash(*map(file_digest, files)):016x}")
 
-# %% ../../nbs/multi_turn/12_local_models.ipynb #2560bcde
+# %% ../../nbs/multi_turn/12_local_models.ipynb #32a03bf2
 SKILLS = dict(
     navigate=("open", "close", "go to", "teleport to", "look around"),
-    manipulate=("pick up", "put down", "move", "pour", "dunk", "mix", "use", "connect", "disconnect", "activate",
-                "deactivate", "eat", "flush", "read"),
-    observe=("focus on", "wait", "examine", "inventory", "task", "look at", "look in", "look on"))
+    manipulate=("pick up", "put down", "drop", "move", "pour", "dunk", "mix", "use", "connect", "disconnect",
+                "activate", "deactivate", "eat", "flush", "read"),
+    observe=("focus on", "wait", "examine", "inventory", "task", "look at", "look in"))
 
 
 def with_skill(agent: LocalAgent, skill: str) -> LocalAgent:
-    "The same model, limited to actions of one of `SKILLS`; a number, which answers a question, is open to all."
-    verbs = (*SKILLS[skill], *"0123456789")
+    """The same model, limited to actions of one of `SKILLS`; a number alone, which answers a question, is open to all.
+
+    Raises ValueError for an unknown skill.
+    """
+    if skill not in SKILLS: raise ValueError(f"{skill!r} is no skill; there are {', '.join(SKILLS)}.")
+    verbs = (*SKILLS[skill], *(f"{number}\n" for number in range(10)))
     return replace(agent, name=f"{agent.name}, {skill}", grammar=Grammar(verbs, agent.coder))

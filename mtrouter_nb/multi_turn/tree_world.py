@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UNKNOWN', 'Live', 'Member', 'TreeWorld', 'TreePlay', 'cached_usd']
 
-# %% ../../nbs/multi_turn/15_tree_world.ipynb #15d5710f
+# %% ../../nbs/multi_turn/15_tree_world.ipynb #5a2235fc
 import json
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -22,13 +22,13 @@ from ..core.splits import stable_hash
 from ..data.pool import ModelPool
 from ..data.turns import SCIENCEWORLD_RULES, ErrorRule, error_severity
 from .history import HistoryEncoder
-from .local_models import Agent, WorldError
+from .local_models import Agent, Conversation, WorldError
 from .replay import Rights, View
 from .rollout import Rollout
 from .scienceworld import Environment, normalised
 from .tree import Journal, Said, Tree, conversation, opening
 
-# %% ../../nbs/multi_turn/15_tree_world.ipynb #4d445624
+# %% ../../nbs/multi_turn/15_tree_world.ipynb #7a030c3d
 class Live:
     """`agents` and an `environment` of so many `places`, which add to `tree` what it does not hold.
 
@@ -37,6 +37,7 @@ class Live:
 
     def __init__(self, tree: Tree, agents: Sequence[Agent], environment: Environment, places: int = 1,
                  journals: str | Path | None = None):
+        if places < 1: raise ValueError(f"{places} places hold no episode; give the environment one at least.")
         if tree.version != environment.version:
             raise WorldError(f"the tree is of {tree.version}, and here is {environment.version}; run make world.")
         self.tree, self.agents, self.environment = tree, list(agents), environment
@@ -46,8 +47,12 @@ class Live:
     def begin(self, task_id: str) -> int:
         "The state in which a task begins, in the tree from now on."
         place = self._oldest()
-        self._here[place] = self.tree.add(-1, task_id, opening(self.environment.start(place, task_id)))
+        self._here[place] = self.tree.add(-1, task_id, opening(self._start(place, task_id)))
         return self._here[place]
+
+    def _start(self, place, task_id) -> Conversation:
+        self._here[place] = -1  # where it stands is not known until all has gone well
+        return self.environment.start(place, task_id)
 
     def extend(self, states: Sequence[int], model: int, kept: list[dict]) -> None:
         "Let agent number `model` act in each of `states`. `kept`: what minds have read, one dictionary a state."
@@ -63,11 +68,13 @@ class Live:
         "Add an action and the state after it, of which the environment is asked where the tree doesn't know it."
         child = self.tree.find(state, action.text)
         if child < 0: child = self._step(self._stand(state), state, action.text)
-        said = Said(action.text, action.context, action.first, action.head, action.written, action.margin, child)
+        said = Said(action.text, action.context, action.first, action.head, action.written,
+                    float(np.float32(action.margin)), child)
+        if self.journal: self.journal.say(state, agent, said)  # first: what is known is not asked again
         self.tree.say(state, agent, said)
-        if self.journal: self.journal.say(state, agent, said)
 
     def _step(self, place, state, action) -> int:
+        self._here[place] = -1
         self._here[place] = self.tree.add(state, action, self.environment.step(place, action))
         self._here.move_to_end(place)
         return self._here[place]
@@ -86,12 +93,11 @@ class Live:
         place = at.get(state)
         if place is None:
             place, task = self._oldest(), self.tree.path(state)[0]
-            self.environment.start(place, task)
-            self._here[place] = state
+            self._here[place] = self.tree.add(-1, task, opening(self._start(place, task)))
         for step in reversed(ahead): self._step(place, self._here[place], self.tree.states["action"][step])
         return place
 
-# %% ../../nbs/multi_turn/15_tree_world.ipynb #33a5ab42
+# %% ../../nbs/multi_turn/15_tree_world.ipynb #92788c6d
 @dataclass(frozen=True)
 class Member:
     "A model of the pool as the tree knows it: its agent's `digest` and `mind`."
@@ -110,13 +116,14 @@ class _Grown:
     def __getitem__(self, at): return self.now[at]
 
     def upto(self, n: int) -> None:
-        "Have at least `n` rows."
+        "Have at least `n` rows, and one in any case, so that the state -1, of which nothing is known, has a row."
+        n = max(n, 1)
         if n <= len(self.now): return
         more = np.full((n + len(self.now), *np.shape(self.fill)), self.fill, self.now.dtype)
         more[:len(self.now)] = self.now
         self.now = more
 
-# %% ../../nbs/multi_turn/15_tree_world.ipynb #e82bc2af
+# %% ../../nbs/multi_turn/15_tree_world.ipynb #8d5883bf
 class _Arrays:
     "What the tree holds, by state: score, done, error; by state and member: child (-1: unknown), and `Said`'s numbers."
     COUNTS = ("context", "first", "head", "written")
@@ -135,7 +142,8 @@ class _Arrays:
         for column in (self.score, self.error, self.done, self.child, *self.count.values()): column.upto(n)
         new = slice(self.n, n)
         self.score[new], self.done[new] = states["score"][new], states["done"][new]
-        self.error[new] = error_severity(pd.Series(states["observation"][new], dtype=object), self.rules)
+        said = error_severity(pd.Series(states["observation"][new], dtype=object), self.rules)
+        self.error[new] = np.where(np.array(states["parent"][new]) >= 0, said, 0)  # a task's own text is no feedback
         self.n = n
         for m, member in enumerate(self.members): self._hear(m, self.tree.said.get(member.digest, {}))
 
@@ -147,11 +155,13 @@ class _Arrays:
         self.child[states, m] = [s.child for s in new]
         for name, column in self.count.items(): column[states, m] = [getattr(s, name) for s in new]
 
-# %% ../../nbs/multi_turn/15_tree_world.ipynb #9d20951c
+# %% ../../nbs/multi_turn/15_tree_world.ipynb #eb656b5b
 class _Histories:
     "History vectors of a tree's states, each embedded once."
 
     def __init__(self, tree: Tree, encoder: HistoryEncoder):
+        if type(encoder).after is not HistoryEncoder.after or encoder.parts != HistoryEncoder.parts:
+            raise ValueError(f"{type(encoder).__name__} has other parts than {HistoryEncoder.parts}; a tree has these.")
         self.tree, self.encoder = tree, encoder
         width = encoder.messages([""]).shape[1]
         self.total, self.known = _Grown(np.zeros(width), "f4"), _Grown(False, bool)
@@ -164,7 +174,7 @@ class _Histories:
         last = texts([tree["observation"][state] for state in states])
         depth = np.array([self.tree.depth[state] for state in states])
         begun = (depth > 0)[:, None]
-        weight = 2 * (1 - self.encoder.decay ** np.maximum(depth, 1)) / (1 - self.encoder.decay)
+        weight = 2 * np.cumsum(self.encoder.decay ** np.arange(depth.max(initial=1)))[np.maximum(depth, 1) - 1]
         return np.hstack([task, last * begun, self.total[states] / weight[:, None]]).astype("f4")
 
     def _root(self, state) -> tuple[int, str]:
@@ -244,19 +254,23 @@ class TreeWorld:
         "Start one episode per entry of `tasks` (row numbers of `self.tasks`; repeats are fine)."
         return TreePlay(self, np.asarray(tasks, int), rights)
 
-# %% ../../nbs/multi_turn/15_tree_world.ipynb #b82ed0f8
+# %% ../../nbs/multi_turn/15_tree_world.ipynb #c2b567bd
 class TreePlay:
     "A batch of episodes in a tree; arrays over all n episodes, finished ones included."
 
     def __init__(self, world: TreeWorld, tasks: np.ndarray, rights: Rights):
+        if rights.affordable_only or rights.proposals_each != Rights.proposals_each:
+            raise ValueError("in a tree nobody knows a turn's price before it, and nothing is proposed: rights may "
+                             "limit turns and dollars.")
         n, m = len(tasks), len(world.pool)
         self.world, self.task, self.rights = world, tasks, rights
         self.usd = np.broadcast_to(np.asarray(rights.usd, float), (n,))
         self.state, self.current, self.reason = world.begin(tasks), np.full(n, -1), np.full(n, "", object)
         self.turns, self.proposals = np.zeros((n, m), int), np.zeros((n, m), int)
-        self.spent, self.switches, self.stale = np.zeros(n), np.zeros(n, int), np.zeros(n, int)
+        self.bill, self.switches, self.stale = np.zeros(n), np.zeros(n, int), np.zeros(n, int)
         self.moves, self.kept = [], [{} for _ in range(n)]
         self.reason[self.state < 0] = UNKNOWN
+        self._finish()
 
     @property
     def running(self) -> np.ndarray:
@@ -267,6 +281,11 @@ class TreePlay:
     def score(self) -> np.ndarray:
         "The paper's score of every episode as it stands (n,), missing where the tree ended."
         return np.where(self.reason == UNKNOWN, np.nan, normalised(self.world.of.score[self.state]))
+
+    @property
+    def spent(self) -> np.ndarray:
+        "Dollars of every episode so far (n,), missing where the tree ended."
+        return np.where(self.reason == UNKNOWN, np.nan, self.bill)
 
     def view(self) -> View:
         "What routers see of the running episodes."
@@ -300,8 +319,8 @@ class TreePlay:
                                proposals_left=np.full(len(rows), self.rights.proposals),
                                usd_left=np.maximum(self.usd[rows] - self.spent[rows], 0), propensity=drawn))
         count = self.world.of.count
-        self.spent[rows] += self.world.pool.cost_usd(np.array(self.world.pool.names, object)[model],
-                                                     count["context"][before, model], count["written"][before, model])
+        self.bill[rows] += self.world.pool.cost_usd(np.array(self.world.pool.names, object)[model],
+                                                    count["context"][before, model], count["written"][before, model])
         self.switches[rows] += (self.current[rows] >= 0) & (self.current[rows] != model)
         self.turns[rows, model] += 1
         self.current[rows], self.state[rows] = model, after
@@ -312,26 +331,27 @@ class TreePlay:
         done, score = self.world.of.done[self.state[rows]], self.world.of.score[self.state[rows]]
         over = self.turns[rows].sum(1) >= self.rights.turns
         ends = (("success", done & (score >= 1)), ("failed", done & (score < 0)), ("done", done), ("turns", over),
-                ("budget", self.spent[rows] >= self.usd[rows]))
+                ("budget", self.bill[rows] >= self.usd[rows]))
         for reason, ended in ends: self.reason[rows[ended & (self.reason[rows] == "")]] = reason
 
 
 UNKNOWN = "the tree ends"
 
-# %% ../../nbs/multi_turn/15_tree_world.ipynb #57f64f55
+# %% ../../nbs/multi_turn/15_tree_world.ipynb #74bdaa92
 def cached_usd(world: TreeWorld, played: Rollout) -> np.ndarray:
     """Dollars of each episode of a rollout (n,), where a model reads from a cache what its mind has read before.
 
-    Raises ValueError where the pool has no price for that.
+    Missing where the tree ended. Tokens are counted as the agent wrote them; read back they are rarely others. Raises
+    ValueError where the pool has no price for that.
     """
     n, count = len(played.episodes), world.of.count
     read, oldest = np.zeros((2, n, world.mind.max() + 1), int)
     usd, names = np.zeros(n), np.array(world.pool.names, object)
-    for _, turn in played.moves.groupby("turn"):
+    for _, turn in played.moves.groupby("turn") if len(played.moves) else ():
         row, model, state = (turn[column].to_numpy() for column in ("row", "model", "state"))
         context, first, head, written = (count[name][state, model] for name in _Arrays.COUNTS)
         at = row, world.mind[model]
-        again = np.where(first == oldest[at], read[at], np.minimum(head, read[at]))
+        again = np.minimum(np.where(first == oldest[at], read[at], np.minimum(head, read[at])), context - 1)
         usd[row] += world.pool.cost_usd(names[model], context, written, again)
         read[at], oldest[at] = context + written - 1, first
-    return usd
+    return np.where(played.episodes["reason"] == UNKNOWN, np.nan, usd)
