@@ -13,8 +13,9 @@ import pandas as pd
 import pytest
 
 from mtrouter_nb.data.pool import ModelPool
-from mtrouter_nb.data.turns import SCIENCEWORLD_RULES, TurnLog
+from mtrouter_nb.data.turns import SCIENCEWORLD_RULES, TurnLog, turn_costs
 from mtrouter_nb.multi_turn import tree as trees
+from mtrouter_nb.multi_turn.estimator import training_set
 from mtrouter_nb.multi_turn.history import HistoryEncoder
 from mtrouter_nb.multi_turn.local_models import Action, Conversation, WorldError
 from mtrouter_nb.multi_turn.replay import Rights
@@ -23,7 +24,8 @@ from mtrouter_nb.multi_turn.routers import RandomRouter, SingleModel
 from mtrouter_nb.multi_turn.scienceworld import Outcome
 from mtrouter_nb.multi_turn.tree import (Said, Tree, conversation, load_tree, opening, take_journal,
                                          write_shard)
-from mtrouter_nb.multi_turn.tree_world import UNKNOWN, Live, Member, TreeWorld, cached_usd
+from mtrouter_nb.multi_turn.tree_world import (UNKNOWN, Live, Member, TreeWorld, cached_usd,
+                                               tree_log)
 
 WINDOW = 6  # turns that an agent sees; of more, it sees the last three
 
@@ -213,6 +215,26 @@ def test_errors_and_budgets_are_seen():
 def test_propensities_are_kept():
     world = world_of()
     assert (roll(world, RandomRouter(), [0, 1], RIGHTS, 3).moves["propensity"] == .25).all()
+
+
+def test_a_rollout_becomes_a_log_that_is_paid_and_learned_from_as_played(demo_world):
+    world = world_of(history=HistoryEncoder(demo_world.encoder.encoder))
+    roll(world, SingleModel(0, "add"), np.arange(5), RIGHTS)
+    recorded = world_of(world.tree, live=False, history=world.encoder)
+    part = roll(recorded, Given(recorded, [["add"] * 15, ["double"] * 15]), [0, 1], RIGHTS)
+    assert tree_log(part, recorded, evidence="simulated").episodes["task_id"].tolist() == ["reach/3"]
+    played = roll(world, RandomRouter(), np.arange(20) % 5, RIGHTS, 4)
+    log = tree_log(played, world, "a|", "simulated")
+    assert len(log.episodes) == 20 and len(log.turns) == len(played.moves)
+    paid = turn_costs(log, world.pool).groupby(log.turns["episode_id"]).sum().reindex(log.episodes["episode_id"])
+    assert np.allclose(paid, played.episodes["cost_usd"])
+    assert np.allclose(log.episodes["score"], played.episodes["score"]) and (log.turns["propensity"] == .25).all()
+    for _, turns in log.turns.groupby("episode_id"):
+        assert turns["observation"].tolist()[1:] == turns["feedback"].tolist()[:-1]
+    rows = training_set(log, world.pool, world.encoder, {None: 1.0}, 15, 1_000)
+    states = played.moves["state"].to_numpy()
+    assert np.allclose(rows.x[:, :-3], world.histories(states), atol=1e-5)
+    assert np.array_equal(rows.action, played.moves["model"])
 
 
 def test_histories_are_those_of_a_turn_log(demo_world):
