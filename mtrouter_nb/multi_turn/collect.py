@@ -69,7 +69,7 @@ class RandomByTask:
         u = np.stack([self.drawn[row].random(m) for row in view.row])
         return u[:, view.lot].argmax(1)
 
-# %% ../../nbs/multi_turn/16_collect.ipynb #9d7dcfed
+# %% ../../nbs/multi_turn/16_collect.ipynb #822c70d9
 FIFTY = Rights("fifty turns", 50, 1_000)  # nothing is proposed here
 BATCH = 16
 
@@ -92,11 +92,12 @@ class Plan:
         if not 0 < self.share <= 1: raise ValueError(f"a share of {self.share} is no plan; take one in (0, 1].")
 
     def batches(self) -> list[tuple[str, ...]]:
-        "Tasks (ids) by batch."
+        "Tasks (ids) by batch: the first of every type, then the second, so that any beginning covers them all."
         tasks = world_tasks()
         tasks = tasks[tasks["split"].isin(self.splits)]
         parts = tasks.groupby(["domain", "split"])["task_id"]
-        ids = tasks["task_id"][parts.cumcount() < np.ceil(self.share * parts.transform("size"))].tolist()
+        rank, size = parts.cumcount(), parts.transform("size")
+        ids = tasks["task_id"][rank.sort_values(kind="stable").index][rank < np.ceil(self.share * size)].tolist()
         return [tuple(ids[i:i + BATCH]) for i in range(0, len(ids), BATCH)]
 
     def routers(self) -> list[tuple[Router, int]]:
