@@ -183,8 +183,8 @@ def changed(copy, module, old, new, *names):
     (("mtrouter_nb.analyses.contrast", "_compute"), "multi_turn/planning", "def replay_plans(",
      "def replay_plans(_=0, *"),
     (("mtrouter_nb.analyses.variants", "_compute"), "analyses/variants", '"second round": (', '"third round": ('),
-    (("mtrouter_nb.analyses.defects", "_slips"), "analyses/pools", "def mean_of_datasets(",
-     "def mean_of_datasets(_=0, *"),
+    (("mtrouter_nb.analyses.defects", "_slips"), "analyses/pools", "def mean_of_domains(",
+     "def mean_of_domains(_=0, *"),
 ])
 def test_a_stored_result_sees_the_code_that_made_it(copy, function, module, old, new):
     assert changed(copy, module, old, new, function)
