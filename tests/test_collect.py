@@ -6,8 +6,8 @@ from test_tree import PRICES, WORDS, Numbers, Speaker, as_paths
 
 from mtrouter_nb.data.pool import ModelPool
 from mtrouter_nb.multi_turn import collect as c
-from mtrouter_nb.multi_turn.collect import (BATCH, PLANS, POOLS, Plan, agent_of, estimate, members, pack, play_batch,
-                                            world_pool)
+from mtrouter_nb.multi_turn.collect import (AT_ONCE, COLLECTIONS, POOLS, Collection, agent_of, estimate, members,
+                                            pack, play_batch, world_pool)
 from mtrouter_nb.multi_turn.local_models import adapters, lacking
 from mtrouter_nb.multi_turn.scienceworld import world_tasks
 from mtrouter_nb.multi_turn.tree import load_tree
@@ -33,7 +33,7 @@ def toy(tmp_path, monkeypatch):
     monkeypatch.setattr(c, "members", lambda names: [Member(n, n, n) for n in names])
     monkeypatch.setattr(c, "world_pool", lambda names: ModelPool(PRICES.loc[list(names)]))
     c._here.cache_clear()
-    yield Plan(("add", "double", "sing"), ("validation",))
+    yield Collection(("add", "double", "sing"), ("validation",))
     c._here.cache_clear()
 
 
@@ -49,7 +49,7 @@ def test_what_was_played_is_not_played_again(toy):
     again()
     second = play_batch(toy, batch)
     assert (second["asked"], second["turns"]) == (0, first["turns"])
-    mixed = play_batch(Plan(WORDS[:3], ("validation",), runs=2), batch)
+    mixed = play_batch(Collection(WORDS[:3], ("validation",), runs=2), batch)
     assert 0 < mixed["asked"] < mixed["turns"]
 
 
@@ -65,7 +65,7 @@ def test_journals_become_a_shard_and_go(toy, tmp_path):
 
 
 def test_a_draw_falls_the_same_way_whoever_plays_it(toy):
-    plan = Plan(("add", "double"), ("validation",), runs=2)
+    plan = Collection(("add", "double"), ("validation",), runs=2)
     trees = []
     for order in (1, -1):
         for batch in plan.batches()[:3][::order]: play_batch(plan, batch)
@@ -117,7 +117,7 @@ def test_journals_of_another_version_are_not_packed(toy):
 @pytest.mark.parametrize("wrong, sentence", [(dict(splits=("tests",)), "'tests' is no split"),
                                              (dict(share=0), "no plan")])
 def test_a_plan_of_nothing_is_one_sentence(wrong, sentence):
-    with pytest.raises(ValueError, match=sentence): Plan(**dict(models=("a",), splits=("test",)) | wrong)
+    with pytest.raises(ValueError, match=sentence): Collection(**dict(models=("a",), splits=("test",)) | wrong)
 
 
 @pytest.mark.parametrize("text", ["name,digest,mind\na,1,2\na,3,4\n", "name,digest,mind\na,,2\n"])
@@ -130,18 +130,18 @@ def test_harmed_agents_are_one_sentence(tmp_path, monkeypatch, text):
 
 def test_a_plan_plays_each_of_its_tasks_in_one_batch():
     tasks = world_tasks()
-    for name, plan in PLANS.items():
+    for name, plan in COLLECTIONS.items():
         asked = [task for batch in plan.batches() for task in batch]
         assert sorted(asked) == sorted(tasks.loc[tasks["split"].isin(plan.splits), "task_id"])
         types = [task.split("/")[0] for task in asked]
         assert len(set(types[:len(set(types))])) == len(set(types)), "one of every type first"
-        assert {len(batch) for batch in plan.batches()[:-1]} == {BATCH}
+        assert {len(batch) for batch in plan.batches()[:-1]} == {AT_ONCE}
         assert len(plan.routers()) == (plan.runs or len(plan.models)) and (plan.runs == 0) == name.endswith("alone")
 
 
 def test_a_share_takes_some_of_every_type():
-    whole = pd.Series([t for b in Plan((), ("test",)).batches() for t in b])
-    some = pd.Series([t for b in Plan((), ("test",), share=.25).batches() for t in b])
+    whole = pd.Series([t for b in Collection((), ("test",)).batches() for t in b])
+    some = pd.Series([t for b in Collection((), ("test",), share=.25).batches() for t in b])
     count = whole.str.split("/").str[0].value_counts()
     taken = some.str.split("/").str[0].value_counts()
     assert set(some) < set(whole) and taken.to_dict() == np.ceil(count / 4).to_dict()

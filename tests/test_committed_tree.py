@@ -7,7 +7,7 @@ from mtrouter_nb.multi_turn.rollout import roll
 from mtrouter_nb.multi_turn.routers import SingleModel
 from mtrouter_nb.multi_turn.scienceworld import VERSION, ScienceWorld
 from mtrouter_nb.multi_turn.tree import conversation, load_tree, shards
-from mtrouter_nb.multi_turn.tree_world import UNKNOWN
+from mtrouter_nb.multi_turn.tree_world import TREE_ENDS
 
 pytestmark = pytest.mark.skipif(not shards(shard_folder()), reason="no tree is committed")
 SURE = 1e-3  # a lead, in logits, that no machine and no batch turns round
@@ -23,7 +23,7 @@ def test_fifty_episodes_are_walked_without_models(tree):
     whole = 0
     for m, name in enumerate(POOLS["leader"]):
         episodes = roll(world, SingleModel(m, name), begun[:50], FIFTY).episodes
-        played = episodes[episodes["reason"] != UNKNOWN]
+        played = episodes[episodes["reason"] != TREE_ENDS]
         assert played["score"].between(0, 1).all() and (played["cost_usd"] > 0).all()
         whole += len(played)
     assert whole >= 50

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from mtrouter_nb.analyses.prompt_cache import (BEST, BLIND, CACHED, COUNTED, READ, SEES, CachedWorld, PromptCache,
-                                               SeesCache, against, best_single, cache_dollars, cache_table,
+                                               SeesCache, against, best_alone, cache_dollars, cache_table,
                                                cheapest_reaching, collected, even_share, goes_on, in_one_stretch,
                                                net_savings, newcomer_dollars, payback, planned_rows, prefix_tokens,
                                                reached_rows, replay_cached_plans, saved_by_episode, seeing_gains,
@@ -379,7 +379,7 @@ def test_intervals_of_shares_are_those_of_resampled_ratios(demo_world):
 def test_the_best_single_model_is_that_of_the_training_tasks(demo_world):
     names = demo_world.pool.names
     rows = with_cache(*accounted(demo_world, {n: [SingleModel(m, n)] for m, n in enumerate(names)}))
-    best = best_single(Experiment(demo_world, SMOKE, Results(*[pd.DataFrame()] * 5)), rows)
+    best = best_alone(Experiment(demo_world, SMOKE, Results(*[pd.DataFrame()] * 5)), rows)
     score = pd.DataFrame(demo_world.score, demo_world.tasks["task_id"], names)
     for split in splits(demo_world.tasks, SMOKE.folds, SMOKE.seed):
         if split.kind == "test":

@@ -24,7 +24,7 @@ from mtrouter_nb.multi_turn.routers import RandomRouter, SingleModel
 from mtrouter_nb.multi_turn.scienceworld import Outcome
 from mtrouter_nb.multi_turn.tree import (Said, Tree, conversation, load_tree, opening, take_journal,
                                          write_shard)
-from mtrouter_nb.multi_turn.tree_world import (UNKNOWN, Live, Member, TreeWorld, cached_usd,
+from mtrouter_nb.multi_turn.tree_world import (TREE_ENDS, Live, Member, TreeWorld, cached_usd,
                                                tree_log)
 
 WINDOW = 6  # turns that an agent sees; of more, it sees the last three
@@ -172,14 +172,15 @@ def test_where_the_tree_ends_a_score_is_missing():
     roll(world, SingleModel(0, "add"), np.arange(3), RIGHTS)
     recorded = world_of(world.tree, live=False)
     found = roll(recorded, Given(recorded, [["add", "double"]] * 5), np.arange(5), Rights("two", 2, 1_000)).episodes
-    assert found["reason"].tolist() == [UNKNOWN] * 5 and found["score"].isna().all()
+    assert found["reason"].tolist() == [TREE_ENDS] * 5 and found["score"].isna().all()
     assert found["n_turns"].tolist() == [1, 1, 1, 0, 0], "the last two tasks were never begun"
     assert found["cost_usd"].isna().all() and not found["over_budget"].any()
 
 
 def test_an_empty_tree_knows_nothing():
     played = roll(empty := world_of(live=False), SingleModel(0, "add"), [0, 1], RIGHTS)
-    assert played.episodes[["score", "cost_usd"]].isna().all(axis=None) and set(played.episodes["reason"]) == {UNKNOWN}
+    assert played.episodes[["score", "cost_usd"]].isna().all(axis=None)
+    assert set(played.episodes["reason"]) == {TREE_ENDS}
     assert np.isnan(cached_usd(empty, played)).all()
 
 
@@ -196,7 +197,7 @@ def test_another_agent_is_not_taken_for_one_that_spoke():
     roll(world, SingleModel(0, "add"), [0], RIGHTS)
     members = [replace(m, digest="other weights") if m.name == "add" else m for m in world.members]
     other = TreeWorld(world.tree, TASKS, world.pool, members)
-    assert roll(other, SingleModel(0, "add"), [0], RIGHTS).episodes["reason"].item() == UNKNOWN
+    assert roll(other, SingleModel(0, "add"), [0], RIGHTS).episodes["reason"].item() == TREE_ENDS
     with pytest.raises(WorldError, match="not those whose words the tree holds"):
         TreeWorld(world.tree, TASKS, world.pool, members, world.live)
 

@@ -2,24 +2,24 @@
 import argparse
 import sys
 
-from mtrouter_nb.multi_turn.collect import PLANS, collect, pack
+from mtrouter_nb.multi_turn.collect import COLLECTIONS, collect, pack
 from mtrouter_nb.multi_turn.local_models import WorldError
 
 
 def main() -> int:
     """The plans that are named, one after the other; without any, a list of them."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("plans", nargs="*", metavar="PLAN", help=", ".join(PLANS))
+    parser.add_argument("plans", nargs="*", metavar="PLAN", help=", ".join(COLLECTIONS))
     parser.add_argument("--pack", action="store_true", help="write what was played as one more shard into data/")
     options = parser.parse_args()
-    if unknown := [name for name in options.plans if name not in PLANS]:
-        parser.error(f"{unknown[0]!r} is no plan; there are {', '.join(PLANS)}")
+    if unknown := [name for name in options.plans if name not in COLLECTIONS]:
+        parser.error(f"{unknown[0]!r} is no plan; there are {', '.join(COLLECTIONS)}")
     if not options.plans and not options.pack:
-        for name, plan in PLANS.items():
+        for name, plan in COLLECTIONS.items():
             print(f"{name}: {sum(map(len, plan.batches())) * len(plan.routers())} episodes")
     try:
         for name in options.plans:
-            rows = collect(PLANS[name])
+            rows = collect(COLLECTIONS[name])
             print(f"{name}: {rows['turns'].sum()} turns, {rows['asked'].sum()} of them acted now")
         if options.pack: print(f"packed: {pack() or 'nothing new'}")
     except WorldError as error:

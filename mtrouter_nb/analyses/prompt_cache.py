@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CACHED', 'ASSUMED_SHARE', 'EPISODE', 'BEST', 'PRICES', 'TABLE', 'RIDGE', 'BLIND', 'SEES', 'WITHOUT', 'COUNTED',
            'ONCE', 'READ', 'CORE_USD_PER_HOUR', 'with_cached_prices', 'turn_tokens', 'prefix_tokens', 'cache_dollars',
-           'PromptCache', 'goes_on', 'saved_by_episode', 'with_cache', 'accounts', 'best_single', 'side_of', 'against',
+           'PromptCache', 'goes_on', 'saved_by_episode', 'with_cache', 'accounts', 'best_alone', 'side_of', 'against',
            'even_share', 'cache_table', 'CachedView', 'CachedPlay', 'CachedWorld', 'in_one_stretch', 'seen_cascades',
            'turn_dollars', 'newcomer_dollars', 'SeesCache', 'seen_q', 'replay_cached_plans', 'fit_seeing_planners',
            'cheapest_reaching', 'reached_rows', 'planned_rows', 'collected', 'net_savings', 'payback', 'cache_studies',
@@ -160,7 +160,7 @@ def accounts(run: Experiment, share: float = ASSUMED_SHARE) -> pd.DataFrame:
 BEST = "Best single model"
 
 
-def best_single(run: Experiment, rows: pd.DataFrame) -> pd.DataFrame:
+def best_alone(run: Experiment, rows: pd.DataFrame) -> pd.DataFrame:
     "Rows of `accounts` of the model that is best on each test fold's training tasks, as one method `BEST`."
     alone, frames = rows[rows["method"].isin(run.world.pool.names)], []
     for split in splits(run.world.tasks, run.config.folds, run.config.seed):

@@ -120,7 +120,7 @@ def _said_rows(tree: Tree, known: Mapping[str, Collection[int]]) -> pa.Table:
             for state, said in sorted(by_state.items()) if state not in known.get(agent, ())]
     return pa.table({name: [row[i] for row in rows] for i, name in enumerate(_SAID.names)}, _SAID)
 
-# %% ../../nbs/multi_turn/14_tree.ipynb #bc1bc934
+# %% ../../nbs/multi_turn/14_tree.ipynb #f4446f12
 def shards(folder: str | Path) -> list[tuple[Path, Path]]:
     "The files of states and of what was said, in order. Raises `WorldError` where one is missing."
     found = sorted(Path(folder).glob("*.states.parquet"))
@@ -132,7 +132,7 @@ def shards(folder: str | Path) -> list[tuple[Path, Path]]:
 
 def _other(file: Path) -> Path: return file.with_name(file.name.replace("states", "said"))
 
-
+# %% ../../nbs/multi_turn/14_tree.ipynb #287d9ddf
 def load_tree(folder: str | Path, version: str) -> Tree:
     """The tree in the shards of `folder`.
 
@@ -170,7 +170,7 @@ def _take_said(tree: Tree, table: pa.Table) -> None:
     columns = (table[name].to_pylist() for name in _SAID.names)
     for state, agent, *said in zip(*columns): tree.say(state, agent, Said(*said))
 
-# %% ../../nbs/multi_turn/14_tree.ipynb #eff2b0ab
+# %% ../../nbs/multi_turn/14_tree.ipynb #9572a778
 def write_shard(tree: Tree, folder: str | Path) -> Path | None:
     """Write what the shards of `folder` do not hold as one more; nothing where they hold it all. Returns its states.
 
@@ -193,7 +193,7 @@ def write_shard(tree: Tree, folder: str | Path) -> Path | None:
         raise WorldError(f"{folder} takes nothing more ({error.strerror}); make room, and pack again.") from error
     return file
 
-# %% ../../nbs/multi_turn/14_tree.ipynb #82767496
+# %% ../../nbs/multi_turn/14_tree.ipynb #0096d4a3
 class Journal:
     "A new file in `folder`, which takes what comes into `tree`; made at the first line."
 
