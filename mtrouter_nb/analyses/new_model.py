@@ -266,7 +266,7 @@ def _difference(pools: dict, way: str, other: str, models: Sequence[str]) -> tup
         return contrast([(1 / len(models), _by_the_same_fits(pools[way, m], pools[other, m])) for m in models])
     return contrast(_terms(pools, way, models) + [(-w, part) for w, part in _terms(pools, other, models)])
 
-
+# %% ../../nbs/analyses/13_new_model.ipynb #5c0ffee2
 def routed_table(rows: pd.DataFrame, turns: pd.DataFrame) -> pd.DataFrame:
     """Per (rights, model, way, other of `PAIRS`): `score` of the first pool, its `difference` to the other, with _low
     and _high, and `share` of the turns that the new model had; last for each rights, the means over models."""
