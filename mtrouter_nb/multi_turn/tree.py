@@ -22,7 +22,7 @@ from ..core.files import file_digest, in_short, save_atomic
 from .local_models import Conversation, WorldError
 from .scienceworld import Outcome
 
-# %% ../../nbs/multi_turn/14_tree.ipynb #4ccdfc61
+# %% ../../nbs/multi_turn/14_tree.ipynb #25b4f9f4
 @dataclass(frozen=True)
 class Said:
     """What an agent said in a state: the `action`, of `written` tokens, after a text of `context` tokens.
@@ -38,7 +38,7 @@ class Said:
     margin: float
     child: int
 
-
+# %% ../../nbs/multi_turn/14_tree.ipynb #65c921eb
 class Tree:
     """States of one environment, 0, 1, ... in order of arrival, and what agents said in them.
 
@@ -85,7 +85,7 @@ class Tree:
             state = self.states["parent"][state]
         return words[::-1]
 
-# %% ../../nbs/multi_turn/14_tree.ipynb #86e1f088
+# %% ../../nbs/multi_turn/14_tree.ipynb #421b1e6c
 def opening(talk: Conversation) -> Outcome:
     "The beginning of a conversation as an outcome."
     return Outcome(json.dumps([talk.task, talk.look, talk.inventory]), 0.0, False)
@@ -99,7 +99,7 @@ def conversation(tree: Tree, state: int) -> Conversation:
         state = tree.states["parent"][state]
     return Conversation(*json.loads(tree.states["observation"][state]), steps[::-1])
 
-# %% ../../nbs/multi_turn/14_tree.ipynb #2f893f89
+# %% ../../nbs/multi_turn/14_tree.ipynb #137725dd
 _STATES = pa.schema(dict(back=pa.int32(), action=pa.string(), observation=pa.string(), score=pa.float64(),
                          done=pa.bool_()))
 _SAID = pa.schema(dict(state=pa.int32(), agent=pa.string(), action=pa.string(), context=pa.int32(), first=pa.int32(),
@@ -120,7 +120,7 @@ def _said_rows(tree: Tree, known: Mapping[str, Collection[int]]) -> pa.Table:
             for state, said in sorted(by_state.items()) if state not in known.get(agent, ())]
     return pa.table({name: [row[i] for row in rows] for i, name in enumerate(_SAID.names)}, _SAID)
 
-# %% ../../nbs/multi_turn/14_tree.ipynb #f4446f12
+# %% ../../nbs/multi_turn/14_tree.ipynb #eb568144
 def shards(folder: str | Path) -> list[tuple[Path, Path]]:
     "The files of states and of what was said, in order. Raises `WorldError` where one is missing."
     found = sorted(Path(folder).glob("*.states.parquet"))
@@ -132,7 +132,7 @@ def shards(folder: str | Path) -> list[tuple[Path, Path]]:
 
 def _other(file: Path) -> Path: return file.with_name(file.name.replace("states", "said"))
 
-# %% ../../nbs/multi_turn/14_tree.ipynb #287d9ddf
+# %% ../../nbs/multi_turn/14_tree.ipynb #4a79e81b
 def load_tree(folder: str | Path, version: str) -> Tree:
     """The tree in the shards of `folder`.
 
@@ -170,7 +170,7 @@ def _take_said(tree: Tree, table: pa.Table) -> None:
     columns = (table[name].to_pylist() for name in _SAID.names)
     for state, agent, *said in zip(*columns): tree.say(state, agent, Said(*said))
 
-# %% ../../nbs/multi_turn/14_tree.ipynb #9572a778
+# %% ../../nbs/multi_turn/14_tree.ipynb #5d1d67d9
 def write_shard(tree: Tree, folder: str | Path) -> Path | None:
     """Write what the shards of `folder` do not hold as one more; nothing where they hold it all. Returns its states.
 
@@ -193,7 +193,7 @@ def write_shard(tree: Tree, folder: str | Path) -> Path | None:
         raise WorldError(f"{folder} takes nothing more ({error.strerror}); make room, and pack again.") from error
     return file
 
-# %% ../../nbs/multi_turn/14_tree.ipynb #0096d4a3
+# %% ../../nbs/multi_turn/14_tree.ipynb #bb93c6ea
 class Journal:
     "A new file in `folder`, which takes what comes into `tree`; made at the first line."
 
@@ -229,7 +229,7 @@ class Journal:
         self._file = os.fdopen(handle, "w", encoding="utf-8")
         self._write([self.tree.version])
 
-
+# %% ../../nbs/multi_turn/14_tree.ipynb #e6be5f60
 def take_journal(tree: Tree, file: str | Path) -> bool:
     """Add what a journal holds to `tree`, but for a line that was never ended; whether it is of the tree's version.
 
