@@ -182,7 +182,8 @@ def changed(copy, module, old, new, *names):
      "class OtherEstimator"),
     (("mtrouter_nb.analyses.contrast", "_compute"), "multi_turn/planning", "def replay_plans(",
      "def replay_plans(_=0, *"),
-    (("mtrouter_nb.analyses.variants", "_compute"), "analyses/variants", '"second round": (', '"third round": ('),
+    (("mtrouter_nb.analyses.cost_ablations", "_compute"), "analyses/cost_ablations",
+     '"second round": (', '"third round": ('),
     (("mtrouter_nb.analyses.defects", "_slips"), "analyses/pools", "def mean_of_domains(",
      "def mean_of_domains(_=0, *"),
 ])
