@@ -14,9 +14,10 @@ from .studio.reproduce import main
 
 # %% ../nbs/main.ipynb #cell-003
 def sources() -> dict:
-    "name -> source of every log that a notebook may read."
+    "name -> source of every log that a notebook may read, and of the conversations that were recorded."
     from mtrouter_nb.data.sources import SOURCES
-    return SOURCES
+    from mtrouter_nb.multi_turn.collect import RecordedTree
+    return {**SOURCES, "scienceworld": RecordedTree()}
 
 # %% ../nbs/main.ipynb #cell-006
 def release(folder: str) -> int:

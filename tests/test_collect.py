@@ -6,8 +6,8 @@ from test_tree import PRICES, WORDS, Numbers, Speaker, as_paths
 
 from mtrouter_nb.data.pool import ModelPool
 from mtrouter_nb.multi_turn import collect as c
-from mtrouter_nb.multi_turn.collect import (AT_ONCE, COLLECTIONS, POOLS, Collection, agent_of, estimate, members,
-                                            pack, play_batch, world_pool)
+from mtrouter_nb.multi_turn.collect import (AT_ONCE, COLLECTIONS, POOLS, Collection, agent_of, alone, at_random,
+                                            estimate, members, pack, play_batch, switched_once, world_pool)
 from mtrouter_nb.multi_turn.local_models import adapters, lacking
 from mtrouter_nb.multi_turn.scienceworld import world_tasks
 from mtrouter_nb.multi_turn.tree import load_tree
@@ -22,6 +22,9 @@ class FromTwo(Numbers):
         return super().start(place, f"{name}/{int(number) + 2}")
 
 
+TOYS = ("add", "double", "sing")
+
+
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
     "Adders and doublers that reach numbers, in a cache and a repository of their own."
@@ -33,7 +36,7 @@ def toy(tmp_path, monkeypatch):
     monkeypatch.setattr(c, "members", lambda names: [Member(n, n, n) for n in names])
     monkeypatch.setattr(c, "world_pool", lambda names: ModelPool(PRICES.loc[list(names)]))
     c._here.cache_clear()
-    yield Collection(("add", "double", "sing"), ("validation",))
+    yield Collection(TOYS, ("validation",), alone(TOYS))
     c._here.cache_clear()
 
 
@@ -49,7 +52,7 @@ def test_what_was_played_is_not_played_again(toy):
     again()
     second = play_batch(toy, batch)
     assert (second["asked"], second["turns"]) == (0, first["turns"])
-    mixed = play_batch(Collection(WORDS[:3], ("validation",), runs=2), batch)
+    mixed = play_batch(Collection(WORDS[:3], ("validation",), at_random(2)), batch)
     assert 0 < mixed["asked"] < mixed["turns"]
 
 
@@ -65,7 +68,7 @@ def test_journals_become_a_shard_and_go(toy, tmp_path):
 
 
 def test_a_draw_falls_the_same_way_whoever_plays_it(toy):
-    plan = Collection(("add", "double"), ("validation",), runs=2)
+    plan = Collection(("add", "double"), ("validation",), at_random(2))
     trees = []
     for order in (1, -1):
         for batch in plan.batches()[:3][::order]: play_batch(plan, batch)
@@ -115,9 +118,11 @@ def test_journals_of_another_version_are_not_packed(toy):
 
 
 @pytest.mark.parametrize("wrong, sentence", [(dict(splits=("tests",)), "'tests' is no split"),
+                                             (dict(domains=("boils",)), "'boils' is no type"),
                                              (dict(share=0), "no plan")])
 def test_a_plan_of_nothing_is_one_sentence(wrong, sentence):
-    with pytest.raises(ValueError, match=sentence): Collection(**dict(models=("a",), splits=("test",)) | wrong)
+    given = dict(models=("a",), splits=("test",), routers=()) | wrong
+    with pytest.raises(ValueError, match=sentence): Collection(**given)
 
 
 @pytest.mark.parametrize("text", ["name,digest,mind\na,1,2\na,3,4\n", "name,digest,mind\na,,2\n"])
@@ -130,21 +135,28 @@ def test_harmed_agents_are_one_sentence(tmp_path, monkeypatch, text):
 
 def test_a_plan_plays_each_of_its_tasks_in_one_batch():
     tasks = world_tasks()
-    for name, plan in COLLECTIONS.items():
+    for plan in COLLECTIONS.values():
         asked = [task for batch in plan.batches() for task in batch]
         assert sorted(asked) == sorted(tasks.loc[tasks["split"].isin(plan.splits), "task_id"])
         types = [task.split("/")[0] for task in asked]
         assert len(set(types[:len(set(types))])) == len(set(types)), "one of every type first"
         assert {len(batch) for batch in plan.batches()[:-1]} == {AT_ONCE}
-        assert len(plan.routers()) == (plan.runs or len(plan.models)) and (plan.runs == 0) == name.endswith("alone")
+        named = [(router.name, seed) for router, seed in plan.routers]
+        assert len({*named}) == len(named)
 
 
 def test_a_share_takes_some_of_every_type():
-    whole = pd.Series([t for b in Collection((), ("test",)).batches() for t in b])
-    some = pd.Series([t for b in Collection((), ("test",), share=.25).batches() for t in b])
+    whole = pd.Series([t for b in Collection((), ("test",), ()).batches() for t in b])
+    some = pd.Series([t for b in Collection((), ("test",), (), share=.25).batches() for t in b])
     count = whole.str.split("/").str[0].value_counts()
     taken = some.str.split("/").str[0].value_counts()
     assert set(some) < set(whole) and taken.to_dict() == np.ceil(count / 4).to_dict()
+
+
+def test_every_hand_over_is_planned_once():
+    found = {(r.first, r.second, r.turns) for r, _ in switched_once("abcd", (5, 9), "c")}
+    assert found == {(a, b, t) for a, b in [(2, 0), (2, 1), (2, 3), (0, 2), (1, 2), (3, 2)] for t in (5, 9)}
+    assert len(switched_once("abc", hub=None)) == 6 * 3
 
 
 def test_estimates_are_in_proportion():
@@ -170,3 +182,34 @@ def test_installed_models_are_those_of_the_committed_tree(name):
     agent, known = agent_of(name), members([name])[0]
     assert (agent.digest, agent.mind) == (known.digest, known.mind)
     assert world_pool([name]).table["input_usd_per_mtok"].item() == round(agent.model.parameters / 1e8, 4)
+
+
+def test_the_tree_is_a_source_that_no_download_brings(toy, tmp_path):
+    source = c.RecordedTree()
+    assert source.find() is None and not sum(source.manifest()["bytes"])
+    with pytest.raises(OSError, match="part of the repository; take data/scienceworld/tree"): source.fetch()
+    play_batch(toy, toy.batches()[0])
+    pack()
+    assert source.find() == tmp_path / "data" / "scienceworld" / "tree"
+
+
+def test_gold_walks_end_where_they_are_done(monkeypatch, tmp_path):
+    class Walks(FromTwo):
+        def gold(self, place, task_id):
+            self.start(place, task_id)
+            return ["add"] * 99
+
+    walks = c.gold_walks(Walks(), ["reach/6", "reach/90"], progress=False)
+    assert walks.to_dict("list") == dict(task_id=["reach/6", "reach/90"], turns=[7, 50], score=[1.0, 51 / 92],
+                                         done=[True, False])
+
+
+def test_shares_of_walks_are_those_of_the_table(monkeypatch, tmp_path):
+    tasks = world_tasks().query("split == 'validation' and domain in ['boil', 'find-animal']")
+    (tmp_path / "scienceworld").mkdir()
+    done = tasks["domain"].eq("find-animal") | (np.arange(len(tasks)) == 0)
+    tasks.assign(done=done, score=np.where(done, 1.0, .4), turns=9)[["task_id", "turns", "score", "done"]].to_csv(
+        tmp_path / "scienceworld" / "gold.csv", index=False)
+    monkeypatch.setattr(c, "data_dir", lambda: tmp_path)
+    n = tasks["domain"].eq("boil").sum()
+    assert c.gold_share().to_dict() == {"boil": 1 / n, "find-animal": 1.0}

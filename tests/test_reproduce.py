@@ -307,6 +307,20 @@ def test_without_logs_and_network_the_demo_stands_in(committed, monkeypatch, cap
     assert not (committed / "figures" / "demo" / "main.png").exists(), "it failed before any work"
 
 
+def test_what_was_played_live_is_left_where_it_is_not_at_hand(committed, monkeypatch, capsys):
+    write(committed, "played", figure("played"), evidence="live")
+    (committed / "figures" / "played.json").write_text('{"notebook": "nbs/paper/p/played.ipynb"}')
+    set_logs(monkeypatch, None)
+    assert reproduce.main(["--only", "played", "--only", "table"]) == 0
+    out = capsys.readouterr().out
+    assert "left as committed  figures/played" in out and "left as committed  figures/table" not in out
+    assert not (committed / "figures" / "demo").exists() and not (committed / "figures" / "played.png").exists()
+    assert reproduce.main(["--source", "demo", "--explain", "played"]) == 0
+    assert "stands in for nothing that was played live" in capsys.readouterr().out
+    set_logs(monkeypatch, committed / "logs")
+    assert reproduce.main(["--only", "played"]) == 0 and (committed / "figures" / "played.png").exists()
+
+
 def test_logs_are_fetched_once_when_in_reach(committed, monkeypatch, capsys):
     set_logs(monkeypatch, None, reachable=committed / "logs")
     assert reproduce.main(["--only", "main", "--strict"]) == 0

@@ -141,12 +141,20 @@ class ScienceWorld:
 
     def start(self, place: int, task_id: str) -> Conversation:
         "Begin `task_id` (type/variation) at `place`. Raises ValueError for a task that there isn't."
+        return self._load(place, task_id, False)
+
+    def gold(self, place: int, task_id: str) -> list[str]:
+        "The simulator's own walk through a task, which begins anew at `place`."
+        self._load(place, task_id, True)
+        return [*self._ask(place, "getGoldActionSequence")]
+
+    def _load(self, place, task_id, walk) -> Conversation:
         name, _, number = task_id.rpartition("/")
         known, plain = {*self._ask(place, "getTaskNames")}, number.isascii() and number.isdecimal()
         if (name not in known or not plain or str(int(number)) != number
                 or int(number) >= self._ask(place, "getTaskMaxVariations", name)):
             raise ValueError(f"{task_id!r} is no task of ScienceWorld; take a type and a variation, as in boil/0.")
-        self._ask(place, "load", name, int(number), "", False)
+        self._ask(place, "load", name, int(number), "", walk)
         return Conversation(*(self._ask(place, what) for what in ("getTaskDescription", "freeActionLook",
                                                                   "freeActionInventory")))
 

@@ -419,7 +419,8 @@ def _weights(externals, digests: Digests) -> list[str]:
 # %% ../../nbs/studio/04_reproduce.ipynb #cell-106
 def plan(notebooks: Collection[Path], logs: Logs, digests: Digests, profile: str = "full", source: str = "auto",
          extra: dict | None = None, memory: str | Path | None = None) -> list[Job]:
-    """One job per notebook. source: "auto", "logged" or "demo" (the demo log for all). extra: further parameters.
+    """One job per notebook; none for a live one that lacks what it reads. source: "auto", "logged" or "demo" (the demo
+    log for all). extra: further parameters.
 
     Raises `ReproduceError` for a parameter that a notebook does not have.
     """
@@ -427,6 +428,7 @@ def plan(notebooks: Collection[Path], logs: Logs, digests: Digests, profile: str
     for path in notebooks:
         known, needed = notebook_parameters(path), reads(path)
         demo = bool(needed) and (source == "demo" or any(s in logs.missing for s in needed))
+        if demo and known["EVIDENCE"] == "live": continue
         source_of = "demo" if demo else "logged" if needed else "auto"
         given = dict(PROFILE=profile, SOURCE=source_of, OUT=_out(profile, demo))
         given = checked_parameters(path, given | (extra or {}))
@@ -559,12 +561,14 @@ def _check(digests, memory) -> int:
     return int(bool(faults))
 
 # %% ../../nbs/studio/04_reproduce.ipynb #cell-145
-def _left_alone(jobs, logs: Logs) -> None:
+def _left_alone(jobs, notebooks, logs: Logs) -> None:
     "Say which logs are missing, and name each committed figure that this run does not touch."
-    for why in logs.missing.values(): print(f"The demo log stood in: {why}")
-    for job in jobs:
-        if job.parameters["OUT"] == "figures/demo":
-            for figure in made_by(job.source, "figures"): print(f"  left as committed  figures/{figure}")
+    for why in logs.missing.values(): print(f"Made from the demo log, or not at all: {why}")
+    made = {job.notebook for job in jobs if job.parameters["OUT"] == "figures"}
+    for path in notebooks:
+        if path not in made:
+            for figure in made_by(path.relative_to(project_root()).as_posix(), "figures"):
+                print(f"  left as committed  figures/{figure}")
 
 # %% ../../nbs/studio/04_reproduce.ipynb #cell-147
 def _planner(options, notebooks, digests):
@@ -580,7 +584,9 @@ def _needed(options, notebooks) -> list:
 def _look(options, planned, state, logs) -> int:
     "`--list` and `--explain`."
     jobs = planned(logs)
-    lines = listing(jobs, state) if options.list else why_stale(jobs[0], state) or [f"{jobs[0].key} is unchanged."]
+    if not jobs: lines = ["Nothing is made: the demo log stands in for nothing that was played live."]
+    elif options.list: lines = listing(jobs, state)
+    else: lines = why_stale(jobs[0], state) or [f"{jobs[0].key} is unchanged."]
     print("\n".join(lines))
     return 0
 
@@ -592,11 +598,11 @@ def _reproduce(options, catalogue: Catalogue) -> int:
     planned, state, needed = _planner(options, notebooks, digests), load_state(), _needed(options, notebooks)
     logs = remembered_logs(state)
     if options.list or options.explain: return _look(options, planned, state, logs)
-    try: return _make(options, planned, state, needed, logs, catalogue)
+    try: return _make(options, notebooks, planned, state, needed, logs, catalogue)
     finally: digests.save()
 
 # %% ../../nbs/studio/04_reproduce.ipynb #cell-155
-def _make(options, planned, state, needed, logs, catalogue) -> int:
+def _make(options, notebooks, planned, state, needed, logs, catalogue) -> int:
     jobs = planned(logs)
     stale = [job for job in jobs if options.force or not is_fresh(job, state)]
     if stale or any(s not in logs.folders for s in needed):
@@ -609,7 +615,7 @@ def _make(options, planned, state, needed, logs, catalogue) -> int:
         state["logs"] = dict(homes=_homes(), folders={s: str(p) for s, p in logs.folders.items()})
         write_atomic(_state_file(), json.dumps(state, indent=1))
     failed = _spread(options, jobs)
-    if options.profile == "full" and logs.missing: _left_alone(jobs, logs)
+    if options.profile == "full" and logs.missing: _left_alone(jobs, notebooks, logs)
     if failed: print(f"failed: {', '.join(failed)}; executed copies are in build/failed/.", file=sys.stderr)
     return int(bool(failed))
 
