@@ -40,6 +40,12 @@ def toy(tmp_path, monkeypatch):
     c._here.cache_clear()
 
 
+def play(plan, batch):
+    "Turns and asked of all routers of a plan on a batch."
+    rows = [play_batch(plan.models, router, seed, batch) for router, seed in plan.routers]
+    return {name: sum(row[name] for row in rows) for name in ("turns", "asked")}
+
+
 def again():
     "Another process."
     c._here.cache_clear()
@@ -47,23 +53,23 @@ def again():
 
 def test_what_was_played_is_not_played_again(toy):
     batch = toy.batches()[0]
-    first = play_batch(toy, batch)
+    first = play(toy, batch)
     assert first["asked"] == first["turns"] > 3 * len(batch)
     again()
-    second = play_batch(toy, batch)
+    second = play(toy, batch)
     assert (second["asked"], second["turns"]) == (0, first["turns"])
-    mixed = play_batch(Collection(WORDS[:3], ("validation",), at_random(2)), batch)
+    mixed = play(Collection(WORDS[:3], ("validation",), at_random(2)), batch)
     assert 0 < mixed["asked"] < mixed["turns"]
 
 
 def test_journals_become_a_shard_and_go(toy, tmp_path):
     shards = tmp_path / "data" / "scienceworld" / "tree"
-    for batch in toy.batches()[:2]: play_batch(toy, batch)
+    for batch in toy.batches()[:2]: play(toy, batch)
     before = as_paths(c.known_tree())
     assert pack() == shards / "0000.states.parquet" and not [*c.journal_folder().glob("*.jsonl")]
     assert as_paths(load_tree(shards, Numbers.version)) == before and pack() is None
     again()
-    assert play_batch(toy, toy.batches()[0])["asked"] == 0 < play_batch(toy, toy.batches()[2])["asked"]
+    assert play(toy, toy.batches()[0])["asked"] == 0 < play(toy, toy.batches()[2])["asked"]
     assert pack() == shards / "0001.states.parquet"
 
 
@@ -71,7 +77,7 @@ def test_a_draw_falls_the_same_way_whoever_plays_it(toy):
     plan = Collection(("add", "double"), ("validation",), at_random(2))
     trees = []
     for order in (1, -1):
-        for batch in plan.batches()[:3][::order]: play_batch(plan, batch)
+        for batch in plan.batches()[:3][::order]: play(plan, batch)
         trees.append(as_paths(c.known_tree()))
         for file in c.journal_folder().glob("*.jsonl"): file.unlink()
         again()
@@ -98,13 +104,13 @@ def test_what_another_process_wrote_is_taken_in(toy):
     batch = toy.batches()[0]
     tree, _, taken = c._here()
     again()
-    play_batch(toy, batch)
+    play(toy, batch)
     c._take_news(tree, taken)
     assert as_paths(tree) == as_paths(c.known_tree()) and len(tree) > len(batch) and taken
 
 
 def test_no_shard_is_packed_while_models_play(toy):
-    play_batch(toy, toy.batches()[0])
+    play(toy, toy.batches()[0])
     with c._collecting(), pytest.raises(c.WorldError, match="a collection is under way"): pack()
     assert pack()
 
@@ -112,7 +118,7 @@ def test_no_shard_is_packed_while_models_play(toy):
 def test_journals_of_another_version_are_not_packed(toy):
     c.journal_folder().mkdir(parents=True)
     (c.journal_folder() / "journal-0-x.jsonl").write_text('["numbers 0"]\n')
-    play_batch(toy, toy.batches()[0])
+    play(toy, toy.batches()[0])
     pack()
     assert [file.name for file in c.journal_folder().glob("*.jsonl")] == ["journal-0-x.jsonl"]
 
@@ -188,7 +194,7 @@ def test_the_tree_is_a_source_that_no_download_brings(toy, tmp_path):
     source = c.RecordedTree()
     assert source.find() is None and not sum(source.manifest()["bytes"])
     with pytest.raises(OSError, match="part of the repository; take data/scienceworld/tree"): source.fetch()
-    play_batch(toy, toy.batches()[0])
+    play(toy, toy.batches()[0])
     pack()
     assert source.find() == tmp_path / "data" / "scienceworld" / "tree"
 

@@ -70,9 +70,9 @@ def type_weights(domain: np.ndarray, resamples: int = 2000, seed: int = 0) -> np
 def both_means(values: pd.Series, domain: pd.Series, name: str) -> dict:
     "Micro and macro mean of `values` (one a task) with 95 % intervals: `name`_micro, _macro, and each _low and _high."
     values, domain = values.to_numpy(float), domain.to_numpy(object)
-    weights, found = type_weights(domain), {}
-    for kind, means in (("micro", mean_over(values, weights)), ("macro", mean_of_domains(values, weights, domain))):
-        own = interval(means)
+    weights, found, nothing = type_weights(domain), {}, dict.fromkeys(("value", "low", "high"), np.nan)
+    for kind, mean in (("micro", lambda *given: mean_over(*given[:2])), ("macro", mean_of_domains)):
+        own = interval(mean(values, weights, domain)) if len(values) else nothing
         found |= {f"{name}_{kind}": own["value"], f"{name}_{kind}_low": own["low"], f"{name}_{kind}_high": own["high"]}
     return found
 

@@ -215,30 +215,28 @@ def _take_news(tree: Tree, taken: dict) -> None:
         taken[file.name] = size
 
 
-def play_batch(plan: Collection, batch: Sequence[str]) -> dict:
-    "Play one batch with all routers of `plan`: turns, those of them that were acted (`asked`), and seconds."
+def play_batch(models: Sequence[str], router: Router, seed: int, batch: Sequence[str]) -> dict:
+    "Play one batch of tasks with `router`: turns, those of them that were acted (`asked`), and seconds."
     tree, simulator, taken = _here()
     _take_news(tree, taken)
-    live = Live(tree, [agent_of(name) for name in plan.models], simulator, AT_ONCE, journal_folder())
-    world, started = tree_world(plan.models, tree, live), perf_counter()
-    tasks, turns = world.task_index[list(batch)].to_numpy(), 0
-    for router, seed in plan.routers:
-        if isinstance(router, RandomByTask): router = replace(router, tasks=tuple(batch))
-        turns += len(roll(world, router, tasks, FIFTY, seed).moves)
-    return dict(turns=turns, asked=live.asked, seconds=perf_counter() - started)
+    live = Live(tree, [agent_of(name) for name in models], simulator, AT_ONCE, journal_folder())
+    world, started = tree_world(models, tree, live), perf_counter()
+    if isinstance(router, RandomByTask): router = replace(router, tasks=tuple(batch))
+    played = roll(world, router, world.task_index[list(batch)].to_numpy(), FIFTY, seed)
+    return dict(turns=len(played.moves), asked=live.asked, seconds=perf_counter() - started)
 
 # %% ../../nbs/multi_turn/17_collect.ipynb #77d31940
 def collect(plan: Collection, workers: int = 2, progress: bool = True) -> pd.DataFrame:
-    """Play all batches of `plan` on `workers` processes: one row a batch, of `play_batch`.
+    """Play `plan` on `workers` processes: a row of `play_batch` for each batch and router, batch by batch.
 
-    The first batch is played before all others, and says what they may take. Raises `WorldError` where something of the
-    world is not installed.
+    The first is played before all others, and says what they may take. Raises `WorldError` where something of the world
+    is not installed.
     """
     if said := lacking(): raise WorldError(said)
-    first, *rest = [(plan, batch) for batch in plan.batches()]
+    first, *rest = [(plan.models, router, seed, batch) for batch in plan.batches() for router, seed in plan.routers]
     with _collecting():
         rows = run_jobs(play_batch, [first], "first batch", 1, progress)
-        print(estimate(rows[0], len(first[1]), sum(len(batch) for _, batch in rest)))
+        print(estimate(rows[0], len(first[-1]), sum(len(batch) for *_, batch in rest)))
         return pd.DataFrame(rows + run_jobs(play_batch, rest, "batches", workers, progress))
 
 
@@ -253,11 +251,11 @@ def _collecting():
     finally: lock.release()
 
 
-def estimate(row: Mapping, tasks: int, left: int) -> str:
-    "What `left` further tasks may take at most, by the `row` of so many `tasks`, in a sentence."
-    said = f"{tasks} tasks: {row['turns']} turns, {row['asked']} of them acted, in {row['seconds']:.0f} s"
+def estimate(row: Mapping, episodes: int, left: int) -> str:
+    "What `left` further episodes may take at most, by the `row` of so many `episodes`, in a sentence."
+    said = f"{episodes} episodes: {row['turns']} turns, {row['asked']} of them acted, in {row['seconds']:.0f} s"
     if not row["asked"]: return f"{said}; all of it was known, so what {left} more may take is not."
-    hours = row["seconds"] / row["asked"] * row["turns"] * left / tasks / 3600
+    hours = row["seconds"] / row["asked"] * row["turns"] * left / episodes / 3600
     return f"{said}; {left} more may take {hours:.1f} core-hours, less what is known."
 
 # %% ../../nbs/multi_turn/17_collect.ipynb #fcd2c5c0
