@@ -9,7 +9,7 @@ from mtrouter_nb.analyses.handover import (FIRST, ONCE, PER_TYPE, SWITCHED, both
 from mtrouter_nb.multi_turn.collect import FIFTY, alone, at_random, switched_once
 from mtrouter_nb.multi_turn.rollout import roll
 from mtrouter_nb.multi_turn.routers import SingleModel
-from mtrouter_nb.multi_turn.rules import StopAtRepeat
+from mtrouter_nb.multi_turn.rules import AtRepeat
 
 ADD, DOUBLE, BACK, SING = range(4)
 
@@ -38,7 +38,7 @@ def test_scores_fatal_endings_and_what_is_missing(world, tasks):
 def test_a_restart_is_two_episodes_one_after_the_other(world, tasks):
     rows = restarted(world, SingleModel(BACK, "back"), SingleModel(ADD, "add"), tasks, "again")
     tried, added = (roll(world, router, np.arange(5), FIFTY).episodes for router in (
-        StopAtRepeat(SingleModel(BACK, "b")), SingleModel(ADD, "add")))
+        AtRepeat(SingleModel(BACK, "b"), -1), SingleModel(ADD, "add")))
     assert rows["n_turns"].tolist() == [2 + min(48, goal - 1) for goal in (3, 8, 9, 40, 77)]
     assert np.allclose(rows["score"], [1, 1, 1, 1, (49 / 77 + 1) / 2]) and (rows["switches"] == 1).all()
     assert np.allclose(rows["cost_usd"][:4], (tried["cost_usd"] + added["cost_usd"])[:4])

@@ -8,7 +8,7 @@ from test_tree import PRICES, RIGHTS, WORDS, Given, Speaker, drawn, world_of
 from mtrouter_nb.multi_turn.local_models import Conversation
 from mtrouter_nb.multi_turn.rollout import roll
 from mtrouter_nb.multi_turn.routers import RandomRouter, SingleModel
-from mtrouter_nb.multi_turn.rules import BreakLoops, Decide, StopAtRepeat, SwitchAtRepeat, SwitchOnce
+from mtrouter_nb.multi_turn.rules import AtRepeat, Decide, SwitchAtRepeat, SwitchOnce
 from mtrouter_nb.multi_turn.tree_world import TREE_ENDS, cached_usd, tree_log
 
 ADD, DOUBLE, BACK, SING = range(4)
@@ -31,7 +31,7 @@ def test_repeats_are_those_of_the_conversation():
 def test_whoever_repeats_is_stopped_helped_or_replaced():
     world, at = world_of(), [4]  # reach 77
     said = {router.name: words(world, roll(world, router, at, RIGHTS)) for router in (
-        StopAtRepeat(SingleModel(ADD, "add"), "stop", 3), BreakLoops(SingleModel(ADD, "add"), SING, "break"),
+        AtRepeat(SingleModel(ADD, "add"), -1, "stop", 3), AtRepeat(SingleModel(ADD, "add"), SING, "break"),
         SwitchAtRepeat((SING, ADD), "switch"), SwitchOnce(BACK, ADD, 4, "once"))}
     assert said["stop"] == ["add"] * 3
     assert said["break"] == (["add", "add", "sing"] * 5)
@@ -39,7 +39,7 @@ def test_whoever_repeats_is_stopped_helped_or_replaced():
 
 
 def test_a_stopped_episode_keeps_its_score():
-    found = roll(world_of(), StopAtRepeat(SingleModel(DOUBLE, "d")), np.arange(5), RIGHTS).episodes
+    found = roll(world_of(), AtRepeat(SingleModel(DOUBLE, "d"), -1), np.arange(5), RIGHTS).episodes
     assert found["n_turns"].tolist() == [2, 2, 2, 2, 2] and found["reason"].tolist() == ["failed"] + ["stopped"] * 4
     assert np.allclose(found["score"], [0, *((4 / goal + 1) / 2 for goal in (8, 9, 40, 77))])
 
@@ -104,6 +104,19 @@ def test_an_episode_ends_where_a_draft_is_not_known():
     assert found["reason"].tolist() == ["success", TREE_ENDS] and found["score"].isna().tolist() == [False, True]
     found = roll(recorded, Decide(ADD, DOUBLE, word="add"), [1, 2], RIGHTS).episodes
     assert found["reason"].tolist() == [TREE_ENDS] * 2, "after a double nobody knows what the adder drafts"
+
+
+def test_a_draft_that_nobody_knows_is_no_end_that_was_chosen():
+    class Gives(Decide):
+        def choose(self, view):
+            super().choose(view)
+            return np.full(len(view), -1)  # whatever was drafted
+
+    world = world_of()
+    roll(world, SingleModel(ADD, "add"), [1], RIGHTS)
+    roll(world_of(world.tree), SingleModel(DOUBLE, "double"), [2], RIGHTS)
+    found = roll(world_of(world.tree, live=False), Gives(ADD, DOUBLE), [1, 2], RIGHTS).episodes
+    assert found["reason"].tolist() == ["stopped", TREE_ENDS] and found["score"].isna().tolist() == [False, True]
 
 
 def test_without_drafts_every_move_acts():

@@ -19,7 +19,7 @@ from ..core.stats import resampled_counts
 from ..multi_turn.collect import FIFTY, RandomByTask
 from ..multi_turn.rollout import Rollout, roll
 from ..multi_turn.routers import Router
-from ..multi_turn.rules import StopAtRepeat
+from ..multi_turn.rules import AtRepeat
 from ..multi_turn.tree_world import TREE_ENDS, TreeWorld, cached_usd
 
 # %% ../../nbs/analyses/18_handover.ipynb #c990fe66
@@ -46,7 +46,7 @@ def rows_of(world: TreeWorld, routers: Sequence[tuple[Router, int]], tasks: Sequ
 def restarted(world: TreeWorld, first: Router, second: Router, tasks: Sequence[str], name: str) -> pd.DataFrame:
     "`episode_rows` of `second` after `first` was given up at its first repeat; of `first` where it never was."
     at = world.task_index[list(tasks)].to_numpy()
-    tried = roll(world, StopAtRepeat(first, name), at, FIFTY)
+    tried = roll(world, AtRepeat(first, -1, name), at, FIFTY)
     found, left = episode_rows(world, tried), FIFTY.turns - tried.episodes["n_turns"].to_numpy()
     for turns in np.unique(left[tried.episodes["reason"] == "stopped"]):
         rows = np.flatnonzero((left == turns) & (tried.episodes["reason"] == "stopped"))

@@ -29,7 +29,7 @@ from .local_models import LocalAgent, WorldError, lacking, load_agent, with_skil
 from .replay import Rights, View
 from .rollout import roll
 from .routers import Router, SingleModel
-from .rules import BreakLoops, Decide, SwitchAtRepeat, SwitchOnce
+from .rules import AtRepeat, Decide, SwitchAtRepeat, SwitchOnce
 from .scienceworld import VARIATIONS, VERSION, ScienceWorld, world_tasks
 from .tree import Tree, load_tree, shards, take_journal, write_shard
 from .tree_world import Live, Member, TreeWorld
@@ -136,7 +136,7 @@ def by_rule(models: Sequence[str], strong: str = "sw-24-all",
     s, found = models.index(strong), []
     for name in cheap:
         c = models.index(name)
-        found += [BreakLoops(SingleModel(c, name), s, f"{name}, loops broken by {strong}"),
+        found += [AtRepeat(SingleModel(c, name), s, f"{name}, loops broken by {strong}"),
                   SwitchAtRepeat((c, s), f"{name}, {strong} after a repeat"),
                   Decide(c, s, f"{name}, {strong} decides")]
     return tuple((router, 0) for router in found)

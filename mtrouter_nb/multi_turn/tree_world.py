@@ -264,7 +264,7 @@ class TreeWorld:
         "Start one episode per entry of `tasks` (row numbers of `self.tasks`; repeats are fine)."
         return TreePlay(self, np.asarray(tasks, int), rights)
 
-# %% ../../nbs/multi_turn/15_tree_world.ipynb #b1654b9c
+# %% ../../nbs/multi_turn/15_tree_world.ipynb #d3c6b19c
 @dataclass
 class TreeView(View):
     """What routers may read of episodes in a tree: more than in replay, where nobody can be asked.
@@ -276,7 +276,7 @@ class TreeView(View):
     repeated: np.ndarray
     draft: Callable[[int], np.ndarray]
 
-
+# %% ../../nbs/multi_turn/15_tree_world.ipynb #b1654b9c
 class TreePlay:
     "A batch of episodes in a tree; arrays over all n episodes, finished ones included."
 
@@ -339,8 +339,9 @@ class TreePlay:
         chosen = np.full(len(self.reason), -1)
         chosen[rows] = choice
         drafts = self._pay_drafts(chosen)
-        self.reason[rows[choice < 0]] = "stopped"
-        acts = (choice >= 0) & (self.reason[rows] == "")
+        known = self.reason[rows] == ""  # a draft that nobody knows has ended the others
+        self.reason[rows[known & (choice < 0)]] = "stopped"
+        acts = known & (choice >= 0)
         rows, model, drawn = rows[acts], choice[acts], drawn[acts]
         after = self._after(rows, model)
         self.reason[rows[after < 0]] = TREE_ENDS
