@@ -354,7 +354,7 @@ class Agent(Protocol):
     def act(self, kept: Sequence, talks: Sequence[Conversation]) -> list[Action]:
         "The next action in each of n conversations, of which it has `kept` something."
 
-
+# %% ../../nbs/multi_turn/12_local_models.ipynb #1bda85e3
 DECODING = 1  # goes up with every change that could change an action
 
 
