@@ -81,6 +81,24 @@ def test_episodes_side_by_side_are_those_played_alone(world):
 
 
 @live
+def test_what_is_left_to_chance_hangs_on_the_task_and_the_turn_alone(world):
+    walk = ["open door to hallway", "go to hallway", "open door to greenhouse", "go to greenhouse", "open bee hive",
+            "open door to outside", *["wait", "look around"] * 4]
+
+    def with_bees(other_turns):
+        seen = [world.start(0, "grow-fruit/3")]
+        world.start(1, "grow-fruit/7")
+        for action in walk:
+            seen.append(world.step(0, action))
+            for _ in range(other_turns): world.step(1, action)
+        return seen
+
+    alone = with_bees(0)
+    assert "bee" in alone[-1].observation
+    assert all(with_bees(turns) == alone for turns in (1, 2, 3))
+
+
+@live
 def test_a_place_that_there_is_not_is_one_sentence(world):
     with pytest.raises(WorldError, match="no place 3; start the simulator with more than 3 places"):
         world.start(3, "boil/0")
@@ -112,4 +130,4 @@ def test_a_dead_simulator_is_one_sentence():
     world.start(0, "boil/0")
     world._process.kill()
     world._process.wait()
-    with pytest.raises(WorldError, match="the simulator stopped at step"): world.step(0, "look around")
+    with pytest.raises(WorldError, match="the simulator stopped at .*; start it again"): world.step(0, "look around")

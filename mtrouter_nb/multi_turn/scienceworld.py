@@ -107,7 +107,7 @@ class Environment(Protocol):
         "Act in the episode at `place`."
 
 # %% ../../nbs/multi_turn/13_scienceworld.ipynb #c14ed3d6
-VERSION = "scienceworld 1.2.3, objects in order of creation"
+VERSION = "scienceworld 1.2.3, objects in order of creation, chance by task and turn"
 
 
 class ScienceWorld:
@@ -127,7 +127,8 @@ class ScienceWorld:
                                                  die_on_exit=True, return_proc=True, cwd=str(Path(JAR_PATH).parent))
             self._gateway = JavaGateway(gateway_parameters=GatewayParameters(auto_field=True, port=port))
             make = self._gateway.jvm.scienceworld.runtime.pythonapi.PythonInterface
-            self._worlds = [make() for _ in range(places)]
+            self._worlds, self._now = [make() for _ in range(places)], {}  # place -> task, turn
+            self._chance = getattr(getattr(self._gateway.jvm.scala.util, "Random$"), "MODULE$")
         except Exception as error:
             raise WorldError(f"the simulator did not start ({in_short(error)}); run make world again.") from error
 
@@ -135,7 +136,10 @@ class ScienceWorld:
         "The Java object's answer. Raises `WorldError` where the process has died, or has no such place."
         if not 0 <= place < len(self._worlds):
             raise WorldError(f"no place {place}; start the simulator with more than {len(self._worlds)} places.")
-        try: return getattr(self._worlds[place], what)(*given)
+        return self._called(self._worlds[place], what, *given)
+
+    def _called(self, java, what, *given):
+        try: return getattr(java, what)(*given)
         except Exception as error:
             raise WorldError(f"the simulator stopped at {what}{given} ({in_short(error)}); start it again.") from error
 
@@ -154,12 +158,20 @@ class ScienceWorld:
         if (name not in known or not plain or str(int(number)) != number
                 or int(number) >= self._ask(place, "getTaskMaxVariations", name)):
             raise ValueError(f"{task_id!r} is no task of ScienceWorld; take a type and a variation, as in boil/0.")
+        self._seed(place, task_id, 0)
         self._ask(place, "load", name, int(number), "", walk)
         return Conversation(*(self._ask(place, what) for what in ("getTaskDescription", "freeActionLook",
                                                                   "freeActionInventory")))
 
+    def _seed(self, place, task_id, turn):
+        "What is left to chance hangs on the task and the turn, not on what plays beside it."
+        self._now[place] = task_id, turn
+        self._called(self._chance, "setSeed", stable_hash("chance", task_id, turn) >> 1)  # a Java long has a sign
+
     def step(self, place: int, action: str) -> Outcome:
         "Act at `place`. An episode is done when the task is, or its score falls below 0."
+        task_id, turn = self._now.get(place, ("", 0))
+        self._seed(place, task_id, turn + 1)
         observation, score = self._ask(place, "step", action), round(float(self._ask(place, "getScore")), 4)
         return Outcome(observation, score, score < 0 or bool(self._ask(place, "getCompleted")))
 
