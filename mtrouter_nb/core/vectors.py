@@ -107,8 +107,9 @@ class EmbeddingCache:
         """
         keys = [text_key(t) for t in texts]
         by_key = dict(zip(keys, texts))
-        known = self.get(encoder, list(by_key))
-        if len(known) < len(by_key):
+        known = _read(str(self.path.absolute()), encoder)
+        if new := [k for k in by_key if k not in known]: known |= self.get(encoder, new)
+        if any(k not in known for k in new):
             with turn(self.path.with_suffix(".lock")): self._add(encoder, by_key, known, embed, progress)
         return np.stack([known[k] for k in keys]).astype("f4") if keys else np.zeros((0, 0), "f4")
 
@@ -136,6 +137,12 @@ _STORE_EVERY = 64  # texts: what an interruption can lose
 # %% ../../nbs/core/04_vectors.ipynb #cell-025
 _TABLE = ("CREATE TABLE IF NOT EXISTS vectors (encoder TEXT, key BLOB, vector BLOB, checked INTEGER, "
           "PRIMARY KEY (encoder, key)) WITHOUT ROWID")
+
+# %% ../../nbs/core/04_vectors.ipynb #c7a49492
+@lru_cache(maxsize=None)
+def _read(path: str, encoder: str) -> dict:
+    "The vectors that this process has read or made, by key."
+    return {}
 
 # %% ../../nbs/core/04_vectors.ipynb #cell-027
 @lru_cache(maxsize=None)
