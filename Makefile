@@ -28,7 +28,7 @@ CELLS := $(BIN)/nbdev_test --timing --n_workers 0 --path nbs
 MAIN := mtrouter_main bench_performance  # the table of each paper
 
 .DEFAULT_GOAL := help
-.PHONY: help venv reproduce world collect test code cells tables smoke test-long check verify lab clean clean-cache
+.PHONY: help venv reproduce world collect models test code cells tables smoke test-long check verify lab clean clean-cache
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
@@ -50,6 +50,9 @@ world: venv ## the ScienceWorld simulator, its Java, and the weights of small la
 
 collect: venv ## play ScienceWorld with these models (PLAN=name: what; PACK=1: into data/; neither: the plans)
 	@$(BIN)/python tools/collect.py $(PLAN) $(if $(filter-out 0,$(PACK)),--pack)
+
+models: venv ## train the adapters of the small language models anew on a GPU, into build/models (ONLY=name: one)
+	@$(BIN)/python tools/train.py $(ONLY)
 
 # two at a time; -o: .venv is there, so that `check` is the first of them
 test: venv ## check, pytest, every export notebook's cells, and the main table of each paper on a few tasks

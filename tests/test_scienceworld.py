@@ -115,7 +115,7 @@ def test_what_cannot_be_made_good_ends_an_episode(world):
 def test_our_counts_are_the_simulators(world):
     names = set(world._ask(0, "getTaskNames"))
     assert {*LEARNED_TYPES, *UNSEEN_TYPES} <= names == {name for part in sw.FAMILIES.values() for name in part}
-    for name, n in VARIATIONS.items(): assert world._ask(0, "getTaskMaxVariations", name) == n
+    for name, n in VARIATIONS.items(): assert world.variations(name) == n
 
 
 @live

@@ -152,11 +152,15 @@ class ScienceWorld:
         self._load(place, task_id, True)
         return [*self._ask(place, "getGoldActionSequence")]
 
+    def variations(self, name: str) -> int:
+        "How many variations the type `name` has."
+        return self._ask(0, "getTaskMaxVariations", name)
+
     def _load(self, place, task_id, walk) -> Conversation:
         name, _, number = task_id.rpartition("/")
         known, plain = {*self._ask(place, "getTaskNames")}, number.isascii() and number.isdecimal()
         if (name not in known or not plain or str(int(number)) != number
-                or int(number) >= self._ask(place, "getTaskMaxVariations", name)):
+                or int(number) >= self.variations(name)):
             raise ValueError(f"{task_id!r} is no task of ScienceWorld; take a type and a variation, as in boil/0.")
         self._seed(place, task_id, 0)
         self._ask(place, "load", name, int(number), "", walk)
