@@ -4,8 +4,9 @@ import pandas as pd
 import pytest
 from test_tree import WORDS, Given, world_of
 
-from mtrouter_nb.analyses.handover import (FIRST, ONCE, PER_TYPE, SWITCHED, both_means, choice_rows, cross_fitted,
-                                           episode_rows, mean_table, restarted, rows_of, type_table, type_weights)
+from mtrouter_nb.analyses.handover import (FIRST, ONCE, PER_TYPE, SWITCHED, action_rows, both_means, choice_rows,
+                                           cross_fitted, episode_rows, kind_table, mean_table, restarted, rows_of,
+                                           type_table, type_weights)
 from mtrouter_nb.multi_turn.collect import FIFTY, alone, at_random, switched_once
 from mtrouter_nb.multi_turn.rollout import roll
 from mtrouter_nb.multi_turn.routers import SingleModel
@@ -33,6 +34,23 @@ def test_scores_fatal_endings_and_what_is_missing(world, tasks):
     assert lost[numbers].isna().all(axis=None)
     table = mean_table(pd.concat([rows.reset_index(), lost.assign(seed=0, router="sing")]))
     assert table.set_index("router")["missing"].to_dict() == dict(add=0, double=0, back=0, sing=1)
+
+
+def test_what_turns_earn_is_what_the_score_rises_by(world, tasks):
+    played = roll(world, SingleModel(ADD, "add"), np.arange(len(tasks)), FIFTY)
+    actions = action_rows(world, played)
+    assert len(actions) == played.episodes["n_turns"].sum() and set(actions["model"]) == {"add"}
+    raw = 2 * played.episodes.set_index("task_id")["score"] - 1
+    assert np.allclose(actions.groupby("task_id")["earned"].sum()[raw.index], raw), "adding never loses"
+    sung = action_rows(world, roll(world, SingleModel(SING, "sing"), np.arange(len(tasks)), FIFTY))
+    both = pd.concat([actions, sung])
+    both["kind"] = np.where(np.arange(len(both)) % 3 == 0, "a", "b")
+    table = kind_table(both).set_index(["router", "kind"])
+    for (router, kind), row in table.iterrows():
+        mine = both[both["router"] == router]
+        these = mine[mine["kind"] == kind]
+        assert row["share"] == len(these) / len(mine) and np.isclose(row["earned"], these["earned"].sum() / len(tasks))
+        assert row["understood"] == these["understood"].mean()
 
 
 def test_a_restart_is_two_episodes_one_after_the_other(world, tasks):

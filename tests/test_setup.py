@@ -140,7 +140,8 @@ def make(root, *args, **env):
 def test_plain_make_lists_the_targets(root):
     lines = make(root).stdout.splitlines()
     assert [line.split()[1] for line in lines] == [
-        "reproduce", "world", "collect", "models", "test", "smoke", "test-long", "check", "verify", "lab", "clean", "clean-cache"]
+        "reproduce", "world", "collect", "models", "test", "smoke", "test-long", "check", "verify", "lab", "clean",
+        "clean-cache"]
 
 
 def test_missing_python_is_one_clear_sentence(root, tmp_path):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PER_TYPE', 'ONCE', 'FIRST', 'SWITCHED', 'episode_rows', 'rows_of', 'restarted', 'type_weights', 'both_means',
-           'mean_table', 'type_table', 'cross_fitted', 'choice_rows']
+           'mean_table', 'kind_of', 'action_rows', 'kind_table', 'type_table', 'cross_fitted', 'choice_rows']
 
 # %% ../../nbs/analyses/18_handover.ipynb #cc5054de
 from collections.abc import Sequence
@@ -17,6 +17,7 @@ from .pools import interval, mean_of_domains, mean_over
 from ..core.splits import stable_hash
 from ..core.stats import resampled_counts
 from ..multi_turn.collect import FIFTY, RandomByTask
+from ..multi_turn.local_models import SKILLS
 from ..multi_turn.rollout import Rollout, roll
 from ..multi_turn.routers import Router
 from ..multi_turn.rules import AtRepeat
@@ -90,6 +91,39 @@ def mean_table(rows: pd.DataFrame) -> pd.DataFrame:
                      | both_means(tasks["score"], tasks["domain"], "score")
                      | both_means(tasks["clipped"], tasks["domain"], "clipped") | plain)
     return pd.DataFrame(found)
+
+# %% ../../nbs/analyses/18_handover.ipynb #21f3405b
+def kind_of(action: str) -> str:
+    "The one of `SKILLS` that has the longest verb with which `action` begins; `other` where none has."
+    fits = [(len(verb), skill) for skill, verbs in SKILLS.items() for verb in verbs if action.startswith(verb)]
+    return max(fits, default=(0, "other"))[1]
+
+
+def action_rows(world: TreeWorld, played: Rollout) -> pd.DataFrame:
+    """One row a turn: task_id, domain, router, model, kind (`kind_of`), understood (no error came back), and earned: by
+    how much the score rose, of a task's 1."""
+    moves = played.moves[played.moves["acted"].astype(bool)]
+    before, model = moves["state"].to_numpy(), moves["model"].to_numpy()
+    after, tasks = world.of.child[before, model], played.episodes.iloc[moves["row"]]
+    score = [np.maximum(world.of.score[states], 0) for states in (before, after)]
+    return pd.DataFrame(dict(
+        task_id=tasks["task_id"].to_numpy(), domain=tasks["domain"].to_numpy(), router=played.router,
+        model=np.array(world.pool.names, object)[model], understood=world.of.error[after] == 0,
+        kind=[kind_of(world.tree.states["action"][state]) for state in after],
+        earned=np.maximum(score[1] - score[0], 0)))
+
+# %% ../../nbs/analyses/18_handover.ipynb #4e7adf29
+def kind_table(actions: pd.DataFrame) -> pd.DataFrame:
+    """Per router and kind of action: `share` of its turns, share `understood`, and what they `earned` an episode.
+
+    actions: of `action_rows`, an episode of each router on a task.
+    """
+    by = actions.groupby(["router", "kind"], sort=False)
+    of_router = actions.groupby("router")
+    found = by.agg(turns=("earned", "size"), understood=("understood", "mean"), earned=("earned", "sum")).reset_index()
+    turns, episodes = (values.reindex(found["router"]).to_numpy() for values in (
+        of_router.size(), of_router["task_id"].nunique()))
+    return found.assign(share=found["turns"] / turns, earned=found["earned"] / episodes)
 
 # %% ../../nbs/analyses/18_handover.ipynb #366e48cd
 def type_table(rows: pd.DataFrame, gold: pd.Series) -> pd.DataFrame:
