@@ -131,12 +131,28 @@ def test_a_plan_of_nothing_is_one_sentence(wrong, sentence):
     with pytest.raises(ValueError, match=sentence): Collection(**given)
 
 
-@pytest.mark.parametrize("text", ["name,digest,mind\na,1,2\na,3,4\n", "name,digest,mind\na,,2\n"])
+ONE, TWO = "0123456789abcdef", "123456789abcdef0"
+
+
+@pytest.mark.parametrize("text", [
+    f"name,digest,mind\na,{ONE},{ONE}\na,{TWO},{ONE}\n", f"name,digest,mind\na,{ONE},{ONE}\nb,{ONE},{TWO}\n",
+    f"name,digest,mind\na,,{ONE}\n", f"name,digest,mind\na,{ONE} ,{ONE}\n", f"name,digest,mind\na,{ONE},{ONE[1:]}\n"])
 def test_harmed_agents_are_one_sentence(tmp_path, monkeypatch, text):
     (tmp_path / "scienceworld").mkdir()
     (tmp_path / "scienceworld" / "agents.csv").write_text(text)
     monkeypatch.setattr(c, "data_dir", lambda: tmp_path)
-    with pytest.raises(c.WorldError, match="agents.csv names a model twice, or leaves a cell empty"): members(["a"])
+    with pytest.raises(c.WorldError, match="agents.csv names a model twice, or a digest that is none"): members(["a"])
+
+
+@pytest.mark.parametrize("text, sentence", [
+    (f"name,digest\na,{ONE}\n", "row 2 has other cells"), (f"name,digest,mind\na,{ONE},{ONE},x\n", "row 2 has other"),
+    (f"name,digest,mind\na,{ONE}\n", "row 2 has other"), ("", "is empty"), ("name,digest,mind\n", "is empty"),
+    (f'name,digest,mind\n"a,{ONE}', "can't be read")])
+def test_a_table_of_another_form_is_one_sentence(tmp_path, monkeypatch, text, sentence):
+    (tmp_path / "scienceworld").mkdir()
+    (tmp_path / "scienceworld" / "agents.csv").write_text(text)
+    monkeypatch.setattr(c, "data_dir", lambda: tmp_path)
+    with pytest.raises(c.WorldError, match=f"agents.csv.*{sentence}"): members(["a"])
 
 
 def test_a_plan_plays_each_of_its_tasks_in_one_batch():
@@ -166,7 +182,7 @@ def test_every_hand_over_is_planned_once():
 
 
 def test_estimates_are_in_proportion():
-    assert "may take 2.5 core-hours" in estimate(dict(turns=9, asked=9, seconds=90.), 10, 1000)
+    assert "may take about 2.5 core-hours" in estimate(dict(turns=9, asked=9, seconds=90.), 10, 1000)
     assert "is not" in estimate(dict(turns=9, asked=0, seconds=.1), 10, 1000)
 
 
@@ -211,11 +227,42 @@ def test_gold_walks_end_where_they_are_done(monkeypatch, tmp_path):
 
 
 def test_shares_of_walks_are_those_of_the_table(monkeypatch, tmp_path):
-    tasks = world_tasks().query("split == 'validation' and domain in ['boil', 'find-animal']")
-    (tmp_path / "scienceworld").mkdir()
-    done = tasks["domain"].eq("find-animal") | (np.arange(len(tasks)) == 0)
-    tasks.assign(done=done, score=np.where(done, 1.0, .4), turns=9)[["task_id", "turns", "score", "done"]].to_csv(
-        tmp_path / "scienceworld" / "gold.csv", index=False)
+    walks = gold_walks_of(monkeypatch, tmp_path)
+    n = walks["task_id"].str.startswith("boil/").sum()
+    shares = c.gold_share()
+    assert set(shares.index) == set(c.VARIATIONS) and shares["find-animal"] == 1 and np.isclose(shares["boil"], 1 / n)
+
+
+def gold_walks_of(monkeypatch, home, change=lambda walks: walks):
+    "A `gold.csv` in `home`, in which one walk of boil ends well and all others but boil's; after a `change`."
+    tasks = world_tasks().query("split in ['validation', 'unseen validation']")
+    boil = tasks["domain"].eq("boil")
+    done = ~boil | (boil.cumsum() == 1)
+    walks = tasks.assign(done=done, score=np.where(done, 1.0, .4), turns=9)[["task_id", "turns", "score", "done"]]
+    (home / "scienceworld").mkdir()
+    change(walks).to_csv(home / "scienceworld" / "gold.csv", index=False)
+    monkeypatch.setattr(c, "data_dir", lambda: home)
+    return walks
+
+
+@pytest.mark.parametrize("change, sentence", [
+    (lambda w: w.assign(done=w["done"].astype(int)), "done is '0', not True or False|done is '1', not True or False"),
+    (lambda w: w.assign(done=w["done"].astype(object).where(w.index != w.index[3])), "done is ''"),
+    (lambda w: w.assign(score=w["score"] * 100), "a score is 100.0, not between"),
+    (lambda w: w.assign(score=w["score"].where(w.index != w.index[3])), "gold.csv: "),
+    (lambda w: w.iloc[[0, 0, *range(1, len(w))]], "other tasks than validation's"),
+    (lambda w: w.iloc[1:], "other tasks than validation's"), (lambda w: w.iloc[:0], "gold.csv is empty"),
+    (lambda w: w.drop(columns="done"), "row 2 has other cells than task_id, turns, score, done")])
+def test_harmed_walks_are_one_sentence(monkeypatch, tmp_path, change, sentence):
+    gold_walks_of(monkeypatch, tmp_path, change)
+    with pytest.raises(c.WorldError, match=sentence): c.gold_share()
+
+
+def test_missing_walks_are_one_sentence(monkeypatch, tmp_path):
     monkeypatch.setattr(c, "data_dir", lambda: tmp_path)
-    n = tasks["domain"].eq("boil").sum()
-    assert c.gold_share().to_dict() == {"boil": 1 / n, "find-animal": 1.0}
+    with pytest.raises(c.WorldError, match="gold.csv can't be read"): c.gold_share()
+
+
+def test_draws_are_for_the_tasks_that_are_played():
+    with pytest.raises(ValueError, match="3 episodes are played, and 2 tasks were named"):
+        c.RandomByTask(("a", "b")).start(3, 0)

@@ -66,6 +66,31 @@ def test_a_restart_is_two_episodes_one_after_the_other(world, tasks):
     assert (never["n_turns"] <= 4).all(), "who never repeats is never given up"
 
 
+def test_a_restart_at_random_draws_for_its_own_tasks(world, tasks):
+    again = at_random(1)[0][0]
+    rows = restarted(world, SingleModel(BACK, "back"), again, tasks, "again")
+    each = [restarted(world, SingleModel(BACK, "back"), again, [task], "again") for task in tasks]
+    pd.testing.assert_frame_equal(rows, pd.concat(each, ignore_index=True))
+
+
+def test_types_are_judged_on_tasks_that_all_models_hold():
+    rows = pd.DataFrame(dict(task_id=list("abcd") * 2, domain=["x"] * 4 * 2, router=["p"] * 4 + ["q"] * 4,
+                             score=[1, 1, .5, .5, 1, 1, np.nan, np.nan]))
+    row = type_table(rows, pd.Series(dict(x=1.0))).loc["x"]
+    assert (row["p"], row["q"], row["n"], row["missing"], row["spread"], row["primary"]) == (1, 1, 2, 2, 0, False)
+    none = type_table(rows.assign(score=np.nan), pd.Series(dict(x=1.0))).loc["x"]
+    assert none["n"] == 0 and none["missing"] == 4 and not none["primary"]
+    with pytest.raises(ValueError, match="x has no walks"): type_table(rows, pd.Series(dict(y=1.0)))
+    for low, high in ((.5, .55), (.45, .5)):
+        close = pd.DataFrame(dict(task_id=["a", "a"], domain="x", router=["p", "q"], score=[low, high]))
+        assert not type_table(close, pd.Series(dict(x=1.0)))["primary"].any(), "not above .05"
+
+
+def test_a_missing_score_is_no_best_one():
+    with pytest.raises(ValueError, match="a score is missing"):
+        cross_fitted(pd.DataFrame(dict(a=[.9, .9], b=[.1, np.nan])), pd.Series(["x", "x"]))
+
+
 def test_draws_hang_on_tasks_alone(world, tasks):
     one = rows_of(world, at_random(2), tasks).set_index(["task_id", "seed"])
     other = rows_of(world, at_random(2), tasks[::-1]).set_index(["task_id", "seed"]).loc[one.index]
@@ -144,7 +169,7 @@ def test_what_is_not_whole_in_both_is_left_out(world, tasks):
 
 def test_primary_types_by_hand():
     rows = pd.DataFrame(dict(task_id=["x/1", "x/2", "y/1", "w/1"] * 2, domain=["x", "x", "y", "w"] * 2,
-                             router=["m"] * 4 + ["n"] * 4, score=[.5, .6, .2, .5, .5, .51, .9, .54]))
+                             router=["p"] * 4 + ["q"] * 4, score=[.5, .6, .2, .5, .5, .51, .9, .54]))
     table = type_table(rows, pd.Series(dict(x=.9, y=.89, w=1.)))
     assert table["primary"].to_dict() == dict(w=False, x=False, y=False)
     assert np.isclose(table.loc["x", "spread"], .045) and table.loc["x", "n"] == 2

@@ -24,7 +24,7 @@ from mtrouter_nb.multi_turn.routers import RandomRouter, SingleModel
 from mtrouter_nb.multi_turn.scienceworld import Outcome
 from mtrouter_nb.multi_turn.tree import (Said, Tree, conversation, load_tree, opening, take_journal,
                                          write_shard)
-from mtrouter_nb.multi_turn.tree_world import (TREE_ENDS, Live, Member, TreeWorld, cached_usd,
+from mtrouter_nb.multi_turn.tree_world import (TREE_ENDS, Live, Member, TreeWorld, cached_tokens, cached_usd,
                                                tree_log)
 
 WINDOW = 6  # turns that an agent sees; of more, it sees the last three
@@ -412,8 +412,69 @@ def test_shards_out_of_order_are_one_sentence(tmp_path):
         kept = one.read_bytes()
         one.write_bytes(two.read_bytes())
         two.write_bytes(kept)
-    with pytest.raises(WorldError, match="0001.* does not follow the shard before it"):
+    with pytest.raises(WorldError, match="0001.* does not belong to the files beside it"):
         load_tree(tmp_path, Numbers.version)
+
+
+def test_words_beside_other_states_are_one_sentence(tmp_path):
+    for seed in (1, 2):
+        (tmp_path / str(seed)).mkdir()
+        write_shard(some_tree(seed), tmp_path / str(seed))
+    (tmp_path / "1" / "0000.said.parquet").write_bytes((tmp_path / "2" / "0000.said.parquet").read_bytes())
+    with pytest.raises(WorldError, match="0000.states.* does not belong to the files beside it"):
+        load_tree(tmp_path / "1", Numbers.version)
+
+
+def test_words_lead_where_they_say():
+    tree = some_tree()
+    digest, (state, said) = next((digest, item) for digest, held in tree.said.items() for item in held.items())
+    for wrong in (replace(said, child=0), replace(said, child=len(tree)), replace(said, action="jump")):
+        with pytest.raises(WorldError, match="doesn't lead from state"): tree.say(state, digest, wrong)
+    with pytest.raises(WorldError, match="doesn't lead from state -1"): tree.say(-1, digest, said)
+
+
+@pytest.mark.parametrize("field, value", [
+    (0, -2), (0, True), (0, "0"), (1, None), (2, 7), (3, "0.5"), (3, 7), (3, float("nan")), (4, "False"), (4, 0)])
+def test_a_journals_state_of_another_kind_is_one_sentence(tmp_path, field, value):
+    harmed_line(tmp_path, 5, field, value)
+
+
+@pytest.mark.parametrize("field, value", [
+    (0, -1), (1, 5), (2, "jump"), (3, "12"), (3, None), (5, -1), (7, "much"), (8, 0), (8, -1), (8, 10**6)])
+def test_a_journals_words_of_another_kind_are_one_sentence(tmp_path, field, value):
+    harmed_line(tmp_path, 9, field, value)
+
+
+def harmed_line(home, width, field, value):
+    "Change a field of the last line of so many, and read the journal."
+    world = world_of(journals=home)
+    roll(world, Given(world, drawn(30, 1)), np.arange(30) % 5, RIGHTS)
+    file = next(home.iterdir())
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    row = [row for row in rows if len(row) == width][-1]
+    row[field] = value
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(WorldError, match=r"journal-.*jsonl is damaged .*delete it"): merged(home)
+
+
+def test_a_journal_without_a_whole_line_is_of_no_version(tmp_path):
+    for text in ("", '["toy'):
+        (tmp_path / "journal-1-a.jsonl").write_text(text)
+        assert not take_journal(Tree(Numbers.version), tmp_path / "journal-1-a.jsonl")
+
+
+def test_two_drafts_of_one_mind_read_one_after_the_other():
+    class Both(SingleModel):
+        def choose(self, view):
+            for model in (0, 1): view.draft(model)
+            return super().choose(view)
+
+    minds = {"add": "one", "double": "one"}
+    world = world_of(minds=minds)
+    played = roll(world, Both(3, "sing"), [4], RIGHTS)
+    first = played.moves[played.moves["turn"] == 0]
+    assert first["model"].tolist() == [0, 1, 3] and first["acted"].tolist() == [False, False, True]
+    assert cached_tokens(world, played)[first.index].tolist() == [0, 3, 0], "all but the last token"
 
 
 def test_a_tree_that_does_not_begin_as_the_shards_is_not_written(tmp_path):

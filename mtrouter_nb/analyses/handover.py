@@ -45,13 +45,14 @@ def rows_of(world: TreeWorld, routers: Sequence[tuple[Router, int]], tasks: Sequ
 
 # %% ../../nbs/analyses/18_handover.ipynb #51baecbd
 def restarted(world: TreeWorld, first: Router, second: Router, tasks: Sequence[str], name: str) -> pd.DataFrame:
-    "`episode_rows` of `second` after `first` was given up at its first repeat; of `first` where it never was."
+    "`episode_rows` of `second` after `first` was given up, at its first repeat or by itself; else those of `first`."
     at = world.task_index[list(tasks)].to_numpy()
     tried = roll(world, AtRepeat(first, -1, name), at, FIFTY)
     found, left = episode_rows(world, tried), FIFTY.turns - tried.episodes["n_turns"].to_numpy()
     for turns in np.unique(left[tried.episodes["reason"] == "stopped"]):
         rows = np.flatnonzero((left == turns) & (tried.episodes["reason"] == "stopped"))
-        again = episode_rows(world, roll(world, second, at[rows], replace(FIFTY, turns=int(turns))))
+        router = replace(second, tasks=tuple(np.array(tasks)[rows])) if isinstance(second, RandomByTask) else second
+        again = episode_rows(world, roll(world, router, at[rows], replace(FIFTY, turns=int(turns))))
         ends, spent = ["score", "clipped", "success", "fatal"], ["n_turns", "switches", "cost_usd", "cached_usd"]
         found.loc[rows, ends] = again[ends].to_numpy()
         found.loc[rows, spent] += again[spent].to_numpy()
@@ -127,11 +128,19 @@ def kind_table(actions: pd.DataFrame) -> pd.DataFrame:
 
 # %% ../../nbs/analyses/18_handover.ipynb #366e48cd
 def type_table(rows: pd.DataFrame, gold: pd.Series) -> pd.DataFrame:
-    """Per type: n tasks, `gold` (the share of its walks that end well in time), each model's mean score, their
-    `spread`, and whether it is `primary`. rows: `episode_rows` of models alone."""
-    means = rows.pivot_table("score", "domain", "router", sort=False)
-    found = means.assign(n=rows.groupby("domain")["task_id"].nunique(), gold=gold,
-                         spread=means.max(axis=1) - means.min(axis=1))
+    """Per type: each model's mean score over the `n` tasks that the tree holds of all of them (`missing`: the others),
+    `gold` (the share of its walks that end well in time), `spread` of the means, and whether it is `primary`.
+
+    rows: `episode_rows` of models alone. Raises ValueError for a type without `gold`.
+    """
+    domain = rows.drop_duplicates("task_id").set_index("task_id")["domain"]
+    if unknown := sorted({*domain} - {*gold.index}): raise ValueError(f"{unknown[0]} has no walks of the simulator.")
+    wide = rows.pivot(index="task_id", columns="router", values="score")[rows["router"].unique()]
+    whole = wide.dropna()
+    means = whole.groupby(domain).mean().reindex(domain.unique())
+    n, all_tasks = whole.groupby(domain).size().reindex(means.index, fill_value=0), domain.value_counts()
+    found = means.assign(n=n, missing=all_tasks[means.index] - n, gold=gold,
+                         spread=(means.max(axis=1) - means.min(axis=1)).round(9))
     return found.assign(primary=(found["gold"] >= .9) & (found["spread"] > .05))
 
 # %% ../../nbs/analyses/18_handover.ipynb #30427901
@@ -150,7 +159,9 @@ def cross_fitted(scores: pd.DataFrame, domain: pd.Series, by_type: bool = True, 
     of all tasks; the mean over `halvings`.
 
     Of equals, the first column counts: order them by price. A type of one task takes what is best on all others' half.
+    Raises ValueError for a missing score.
     """
+    if scores.isna().any(axis=None): raise ValueError("a score is missing; leave out the task, or the option.")
     order = np.argsort([stable_hash(task) for task in scores.index])  # halves hang on the tasks, not on their order
     values, kinds = scores.to_numpy(float)[order], domain.reindex(scores.index).to_numpy(object)[order]
     rng, total = np.random.default_rng(seed), np.zeros(len(values))
@@ -172,10 +183,17 @@ FIRST, SWITCHED = "best model in hindsight", "best hand-over in hindsight"
 
 def choice_rows(alone: pd.DataFrame, switched: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """Scores of four choices on each task that both tables hold whole: task_id, domain, and the columns `PER_TYPE`,
-    `ONCE`, `FIRST`, `SWITCHED`. alone, switched: `episode_rows`, one episode of each router on a task."""
-    price = pd.concat([alone, switched]).groupby("router")["cost_usd"].mean().sort_values(kind="stable")
+    `ONCE`, `FIRST`, `SWITCHED`. alone, switched: `episode_rows`, one episode of each router on a task.
+
+    Raises ValueError where there is no such task.
+    """
     wide = [t.pivot(index="task_id", columns="router", values="score") for t in (alone, switched)]
-    both = wide[0].join(wide[1], how="inner").dropna()[price.index]
+    both = wide[0].join(wide[1], how="inner").dropna()
+    if both.empty: raise ValueError("no task is held whole by both tables; collect what is missing.")
+    every = pd.concat([alone, switched])
+    of_these = every[every["task_id"].isin(both.index)]
+    price = of_these.groupby("router")["cost_usd"].mean().sort_values(kind="stable")
+    both = both[price.index]
     domain = alone.drop_duplicates("task_id").set_index("task_id")["domain"].reindex(both.index)
     single = both[[name for name in price.index if name in set(alone["router"])]]
     found = {PER_TYPE: cross_fitted(single, domain, seed=seed), ONCE: cross_fitted(both, domain, seed=seed),

@@ -9,6 +9,8 @@ __all__ = ['FIFTY', 'AT_ONCE', 'POOLS', 'SPLITS', 'Routers', 'COLLECTIONS', 'age
            'write_gold', 'gold_share']
 
 # %% ../../nbs/multi_turn/17_collect.ipynb #109396ac
+import csv
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,7 +23,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from ..core.files import cache_dir, data_dir, write_atomic
+from ..core.files import cache_dir, data_dir, in_short, write_atomic
 from ..core.jobs import run_jobs
 from ..core.splits import stable_hash
 from ..data.pool import ModelPool
@@ -44,13 +46,30 @@ def agent_of(name: str) -> LocalAgent:
 
 def members(names: Sequence[str]) -> list[Member]:
     "These models as the committed tree knows them. Raises ValueError for one that it doesn't."
-    file = data_dir() / "scienceworld" / "agents.csv"
-    known = pd.read_csv(file, index_col="name", dtype=str, skipinitialspace=True, keep_default_na=False)
-    if known.index.has_duplicates or (known[["digest", "mind"]] == "").any(axis=None):
-        raise WorldError(f"{file.name} names a model twice, or leaves a cell empty; take it from the repository.")
-    if unknown := [name for name in names if name not in known.index]:
-        raise ValueError(f"{unknown[0]!r} is no model of this world; there are {', '.join(known.index)}.")
-    return [Member(name, *known.loc[name, ["digest", "mind"]]) for name in names]
+    rows = _rows("agents.csv", ["name", "digest", "mind"])
+    known = {row["name"]: Member(**row) for row in rows}
+    digests = {member.digest for member in known.values()}
+    hexadecimal = all(re.fullmatch("[0-9a-f]{16}", row[column]) for row in rows for column in ("digest", "mind"))
+    if not len(rows) == len(known) == len(digests) or not hexadecimal:
+        raise WorldError("agents.csv names a model twice, or a digest that is none; take it from the repository.")
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"{unknown[0]!r} is no model of this world; there are {', '.join(known)}.")
+    return [known[name] for name in names]
+
+
+def _rows(name: str, columns: list[str]) -> list[dict[str, str]]:
+    "The rows of a table of `data/scienceworld`. Raises `WorldError` where it can't be read, or has other columns."
+    try:
+        with (data_dir() / "scienceworld" / name).open(encoding="utf-8", newline="") as lines:
+            rows = [*csv.DictReader(lines, skipinitialspace=True, strict=True)]
+    except (OSError, ValueError, csv.Error) as error:
+        raise WorldError(f"{name} can't be read ({in_short(error)}); take it from the repository.") from error
+    for number, row in enumerate(rows, 2):
+        if [*row] != columns or None in row.values():
+            raise WorldError(f"{name}: row {number} has other cells than {', '.join(columns)}; take the file from the "
+                             "repository.")
+    if not rows: raise WorldError(f"{name} is empty; take it from the repository.")
+    return rows
 
 # %% ../../nbs/multi_turn/17_collect.ipynb #89ac4925
 def world_pool(names: Sequence[str]) -> ModelPool:
@@ -65,6 +84,7 @@ class RandomByTask:
     name: str = "Random"
 
     def start(self, n: int, seed: int) -> None:
+        if n != len(self.tasks): raise ValueError(f"{n} episodes are played, and {len(self.tasks)} tasks were named.")
         self.drawn = [np.random.default_rng([seed, stable_hash(task)]) for task in self.tasks]
 
     def choose(self, view: View) -> np.ndarray:
@@ -83,7 +103,7 @@ class Collection:
     """Episodes of the pool `models` on `splits`, by each of `routers`, which come with a seed.
 
     `share`: of every type's tasks, the first ones; `most`: of all that are then left. Raises ValueError for a split, a
-    type (`domains`) or a share that there isn't.
+    type (`domains`) or a share that there isn't, and where no task is left.
     """
     models: tuple[str, ...]
     splits: tuple[str, ...]
@@ -99,9 +119,11 @@ class Collection:
         if unknown := [name for name in self.domains if name not in VARIATIONS]:
             raise ValueError(f"{unknown[0]!r} is no type that is used; there are {', '.join(VARIATIONS)}.")
         if not 0 < self.share <= 1: raise ValueError(f"a share of {self.share} is no plan; take one in (0, 1].")
+        if (self.most is not None and self.most < 1) or not self.batches():
+            raise ValueError(f"no task of {', '.join(self.splits)} is left; take other types, or more tasks.")
 
     def batches(self) -> list[tuple[str, ...]]:
-        "Tasks (ids) by batch: the first of every type, then the second, so that any beginning covers them all."
+        "Tasks (ids) by batch: the first of every type, then the second, so that a beginning spreads over all."
         tasks = world_tasks()
         tasks = tasks[tasks["split"].isin(self.splits) & tasks["domain"].isin(self.domains)]
         parts = tasks.groupby(["domain", "split"])["task_id"]
@@ -252,11 +274,11 @@ def _collecting():
 
 
 def estimate(row: Mapping, episodes: int, left: int) -> str:
-    "What `left` further episodes may take at most, by the `row` of so many `episodes`, in a sentence."
+    "What `left` further episodes may take, by the `row` of the first ones, so many `episodes`, in a sentence."
     said = f"{episodes} episodes: {row['turns']} turns, {row['asked']} of them acted, in {row['seconds']:.0f} s"
     if not row["asked"]: return f"{said}; all of it was known, so what {left} more may take is not."
     hours = row["seconds"] / row["asked"] * row["turns"] * left / episodes / 3600
-    return f"{said}; {left} more may take {hours:.1f} core-hours, less what is known."
+    return f"{said}; {left} more may take about {hours:.1f} core-hours, less what is known."
 
 # %% ../../nbs/multi_turn/17_collect.ipynb #fcd2c5c0
 def pack() -> Path | None:
@@ -295,7 +317,24 @@ def write_gold() -> Path:
 
 
 def gold_share() -> pd.Series:
-    "The share of each type's walks in validation that end well within fifty turns."
-    walks = pd.read_csv(data_dir() / "scienceworld" / "gold.csv").set_index("task_id")
-    domain = world_tasks().set_index("task_id")["domain"].reindex(walks.index)
-    return (walks["done"] & (walks["score"] >= 1)).groupby(domain).mean()
+    """The share of each type's walks in validation that end well within fifty turns.
+
+    Raises `WorldError` where `gold.csv` is damaged, or has other tasks than validation's.
+    """
+    rows, tasks = _rows("gold.csv", ["task_id", "turns", "score", "done"]), world_tasks()
+    mine = tasks[tasks["split"].isin(SPLITS["validation"])].set_index("task_id")["domain"]
+    if sorted(row["task_id"] for row in rows) != sorted(mine.index):
+        raise WorldError("gold.csv has other tasks than validation's; run tools/collect.py --gold.")
+    try: well = [_bool(row["done"]) and _score(row["score"]) >= 1 for row in rows]
+    except ValueError as error: raise WorldError(f"gold.csv: {error}; run tools/collect.py --gold.") from error
+    return pd.Series(well, [row["task_id"] for row in rows]).groupby(mine).mean()
+
+
+def _bool(text: str) -> bool:
+    if text not in ("True", "False"): raise ValueError(f"done is {text!r}, not True or False")
+    return text == "True"
+
+
+def _score(text: str) -> float:
+    if not -1 <= float(text) <= 1: raise ValueError(f"a score is {text}, not between -1 and 1")
+    return float(text)

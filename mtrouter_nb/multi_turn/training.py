@@ -94,7 +94,7 @@ def _walk_of(row: list) -> Walk:
     task, _, *opening, steps, gold = row
     return Walk(task, Conversation(*opening, [tuple(step) for step in steps]), gold)
 
-# %% ../../nbs/multi_turn/18_training.ipynb #06293a4e
+# %% ../../nbs/multi_turn/18_training.ipynb #ae2c2909
 MOST_READ = 2048
 
 
@@ -107,7 +107,10 @@ def lesson(found: Walk, coder: Coder) -> tuple[np.ndarray, np.ndarray]:
         before = len(coder.prompt)
         tokens += turn
         taught += [False] * before + [gold] * said + [False] * (len(turn) - before - said)
-    return np.array(tokens[:MOST_READ]), np.array(taught[:MOST_READ])
+    tokens, taught = np.array(tokens[:MOST_READ]), np.array(taught[:MOST_READ])
+    if taught[-1] and tokens[-1] != coder.end[0]:  # cut within an action
+        taught[np.flatnonzero(~taught)[-1]:] = False
+    return tokens, taught
 
 # %% ../../nbs/multi_turn/18_training.ipynb #eedfd20f
 class Adapted(nn.Module):
@@ -152,21 +155,22 @@ class Adapted(nn.Module):
         return {"layers." + name.replace("_", "."): value.detach().cpu().numpy().astype(np.float16)
                 for name, value in self.adapter.items()}
 
-# %% ../../nbs/multi_turn/18_training.ipynb #ce5f87b9
+# %% ../../nbs/multi_turn/18_training.ipynb #586dfd3b
 Lesson = tuple[np.ndarray, np.ndarray]
 
 
 def batches(lessons: Sequence[Lesson], tokens: int, rng: np.random.Generator) -> Iterator[list[int]]:
-    "Every lesson once, as lists of their numbers: at most `tokens` with padding, in an order drawn anew."
+    """Every lesson once, as lists of their numbers, in an order drawn anew: at most `tokens` with padding, or one
+    lesson that is longer."""
     order = rng.permutation(len(lessons))
-    for part in np.array_split(order, -(-len(order) // 512)):
+    for part in np.array_split(order, max(1, -(-len(order) // 512))):
         part, made, batch = sorted(part.tolist(), key=lambda i: len(lessons[i][0])), [], []
         for i in part:
             if batch and len(lessons[i][0]) * (len(batch) + 1) > tokens:
                 made.append(batch)
                 batch = []
             batch.append(i)
-        made.append(batch)
+        if batch: made.append(batch)
         yield from (made[i] for i in rng.permutation(len(made)))
 
 
@@ -197,14 +201,15 @@ RECIPES = {"sw-24-all": Recipe(24, 16, None, 502), "sw-24-life": Recipe(24, 16, 
            "sw-8-all": Recipe(8, 32, None, 637), "sw-4-all": Recipe(4, 32, None, 796)}
 REST = 0.08  # of the walks of other families, that a specialist is taught, too
 
-# %% ../../nbs/multi_turn/18_training.ipynb #0b2ec4d5
+# %% ../../nbs/multi_turn/18_training.ipynb #e4a64067
 def held_back(task_id: str) -> bool:
     "Whether a taught variation is kept for the examination."
     return stable_hash("held back", task_id) % 100 < 12
 
 
 def taught_by(recipe: Recipe, found: Sequence[Walk]) -> list[Walk]:
-    "The walks that an adapter is taught: its family's, and a few of the rest."
+    "The walks that an adapter is taught: its family's, and a few of the rest. Raises ValueError for an unknown family."
+    if recipe.family not in (None, *FAMILIES): raise ValueError(f"{recipe.family!r} is none of {', '.join(FAMILIES)}.")
     mine = FAMILIES.get(recipe.family, [name for names in FAMILIES.values() for name in names])
 
     def wanted(task_id):

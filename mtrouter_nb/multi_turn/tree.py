@@ -74,7 +74,13 @@ class Tree:
         return Outcome(*(self.states[column][state] for column in self.COLUMNS[2:]))
 
     def say(self, state: int, agent: str, said: Said) -> None:
-        "Keep what the agent of this digest said; what was said first stands."
+        """Keep what the agent of this digest said; what was said first stands.
+
+        Raises `WorldError` where its words don't lead from `state` to their child.
+        """
+        if not (0 <= state and self.find(state, said.action) == said.child >= 0):
+            raise WorldError(f"{said.action!r} doesn't lead from state {state} to state {said.child}; take the tree "
+                             "from the repository.")
         self.said.setdefault(agent, {}).setdefault(state, said)
 
     def path(self, state: int) -> list[str]:
@@ -122,7 +128,10 @@ def _said_rows(tree: Tree, known: Mapping[str, Collection[int]]) -> pa.Table:
 
 # %% ../../nbs/multi_turn/14_tree.ipynb #eb568144
 def shards(folder: str | Path) -> list[tuple[Path, Path]]:
-    "The files of states and of what was said, in order. Raises `WorldError` where one is missing."
+    """The files of states and of what was said, in order. Raises `WorldError` where one is missing.
+
+    Words without their states, as a kill in the midst of writing leaves them, are none.
+    """
     found = sorted(Path(folder).glob("*.states.parquet"))
     for number, file in enumerate(found):
         if file.name != f"{number:04d}.states.parquet" or not _other(file).exists():
@@ -139,15 +148,16 @@ def load_tree(folder: str | Path, version: str) -> Tree:
     Raises `WorldError` where a shard is damaged, out of order, or of another version of the environment.
     """
     tree, before = Tree(version), ""
-    for pair in shards(folder):
-        for file, schema, take in zip(pair, (_STATES, _SAID), (_take_states, _take_said)):
-            take(tree, _shard(file, schema, version, before))
-        before = file_digest(pair[0])
+    for states, said in shards(folder):
+        words = _shard(said, _SAID, version, before=before)
+        _take_states(tree, _shard(states, _STATES, version, before=before, said=file_digest(said)))
+        _take_said(tree, words)
+        before = file_digest(states)
     return tree
 
 
-def _shard(file: Path, schema: pa.Schema, version: str, before: str) -> pa.Table:
-    "The rows of one file of a shard that follows the one whose states have the digest `before`."
+def _shard(file: Path, schema: pa.Schema, version: str, **beside: str) -> pa.Table:
+    "The rows of one file of a shard, which names the files `beside` it by their digests."
     try:
         table = pq.read_table(file, page_checksum_verification=True)
         told = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
@@ -156,8 +166,8 @@ def _shard(file: Path, schema: pa.Schema, version: str, before: str) -> pa.Table
         raise WorldError(f"{file} is damaged ({in_short(error)}); take it from the repository.") from error
     made = told.get("version", "nothing known")
     if made != version: raise WorldError(f"{file} is of {made}, and the world is {version}; run make world.")
-    if told.get("before") != before:
-        raise WorldError(f"{file} does not follow the shard before it; take the folder from the repository.")
+    if any(told.get(name) != digest for name, digest in beside.items()):
+        raise WorldError(f"{file} does not belong to the files beside it; take the folder from the repository.")
     return table
 
 
@@ -185,13 +195,16 @@ def write_shard(tree: Tree, folder: str | Path) -> Path | None:
     file = folder / f"{len(held):04d}.states.parquet"
     about = dict(version=tree.version, before=file_digest(held[-1][0]) if held else "")
     try:
-        for name, table in zip((_other(file), file), rows[::-1]):  # a shard counts when its states are there
-            save_atomic(name, lambda path, table=table: pq.write_table(
-                table.replace_schema_metadata(about), path, compression="zstd", compression_level=19,
-                write_page_checksum=True))
+        _write(_other(file), rows[1], about)
+        _write(file, rows[0], about | dict(said=file_digest(_other(file))))  # a shard counts when its states are there
     except OSError as error:
         raise WorldError(f"{folder} takes nothing more ({error.strerror}); make room, and pack again.") from error
     return file
+
+
+def _write(file: Path, table: pa.Table, about: dict) -> None:
+    save_atomic(file, lambda path: pq.write_table(table.replace_schema_metadata(about), path, compression="zstd",
+                                                  compression_level=19, write_page_checksum=True))
 
 # %% ../../nbs/multi_turn/14_tree.ipynb #bb93c6ea
 class Journal:
@@ -239,8 +252,9 @@ def take_journal(tree: Tree, file: str | Path) -> bool:
     try:
         text = Path(file).read_bytes()
         rows = [json.loads(line) for line in text[:text.rfind(b"\n") + 1].splitlines()]
-        if rows and rows[0] != [tree.version]: return False
+        if not rows or rows[0] != [tree.version]: return False
         for row in rows[1:]:
+            _check_row(row, len(own) - 1)
             if len(row) == 5:
                 state = tree.add(own[row[0] + 1], row[1], Outcome(*row[2:]))
                 if state in seen: raise ValueError(f"state {state} stands twice")
@@ -250,3 +264,17 @@ def take_journal(tree: Tree, file: str | Path) -> bool:
     except (ValueError, TypeError, LookupError, OSError, WorldError) as error:
         raise WorldError(f"{file} is damaged ({in_short(error)}); delete it: what it holds is played again.") from error
     return True
+
+
+def _check_row(row: list, n: int) -> None:
+    "Raise ValueError where `row` can't be a line of a journal that has told n states before it."
+    if len(row) == 5:
+        parent, action, observation, score, done = row
+        good = (type(parent) is int and -1 <= parent < n and type(action) is type(observation) is str
+                and type(score) in (int, float) and -1 <= score <= 1 and type(done) is bool)
+    else:
+        state, agent, action, *counts, margin, child = row
+        good = (len(row) == len(_SAID.names) and type(agent) is type(action) is str
+                and all(type(number) is int and number >= 0 for number in (*counts, state, child))
+                and max(state, child) < n and type(margin) in (int, float))
+    if not good: raise ValueError(f"no line of a journal: {row}")

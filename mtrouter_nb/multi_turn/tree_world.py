@@ -403,7 +403,7 @@ def cached_tokens(world: TreeWorld, played: Rollout) -> np.ndarray:
     moves, count = played.moves, world.of.count
     read, oldest = np.zeros((2, len(played.episodes), world.mind.max() + 1), int)
     found = np.zeros(len(moves), int)
-    for _, turn in moves.groupby(["turn", "acted"]) if len(moves) else ():  # a draft comes before its turn
+    for _, turn in moves.groupby(moves.groupby("row").cumcount()) if len(moves) else ():  # as each episode had them
         row, model, state = (turn[column].to_numpy() for column in ("row", "model", "state"))
         context, first, head, written = (count[name][state, model] for name in _Arrays.COUNTS)
         at = row, world.mind[model]
@@ -428,8 +428,14 @@ def cached_usd(world: TreeWorld, played: Rollout) -> np.ndarray:
 
 # %% ../../nbs/multi_turn/15_tree_world.ipynb #654b10f1
 def tree_log(played: Rollout, world: TreeWorld, prefix: str = "", evidence: str = "live") -> TurnLog:
-    "The rollout as a turn log; episode ids are `prefix` + router, rights, row."
+    """The rollout as a turn log; episode ids are `prefix` + router, rights, row.
+
+    Raises ValueError where drafts were paid that nobody followed, or where nobody acted: no log can hold that.
+    """
     episodes, moves = played.episodes, played.moves
+    if not len(moves) or not moves["acted"].all():
+        raise ValueError(f"{played.router} {'drafted' if len(moves) else 'played'} what a log can't hold; take the "
+                         "rollout's own rows.")
     known = np.flatnonzero(episodes["reason"] != TREE_ENDS)
     ids = np.array([f"{prefix}{played.router}|{played.rights}|{row}" for row in range(len(episodes))], object)
     moves = moves[moves["row"].isin(known) & moves["acted"]].reset_index(drop=True)
