@@ -66,11 +66,11 @@ def test_journals_become_a_shard_and_go(toy, tmp_path):
     shards = tmp_path / "data" / "scienceworld" / "tree"
     for batch in toy.batches()[:2]: play(toy, batch)
     before = as_paths(c.known_tree())
-    assert pack() == shards / "0000.states.parquet" and not [*c.journal_folder().glob("*.jsonl")]
+    assert pack() == shards / "0000.states.pq" and not [*c.journal_folder().glob("*.jsonl")]
     assert as_paths(load_tree(shards, Numbers.version)) == before and pack() is None
     again()
     assert play(toy, toy.batches()[0])["asked"] == 0 < play(toy, toy.batches()[2])["asked"]
-    assert pack() == shards / "0001.states.parquet"
+    assert pack() == shards / "0001.states.pq"
 
 
 def test_a_draw_falls_the_same_way_whoever_plays_it(toy):
@@ -234,13 +234,13 @@ def test_shares_of_walks_are_those_of_the_table(monkeypatch, tmp_path):
 
 
 def gold_walks_of(monkeypatch, home, change=lambda walks: walks):
-    "A `gold.csv` in `home`, in which one walk of boil ends well and all others but boil's; after a `change`."
+    "A `gold_walks.csv` in `home`, in which one walk of boil ends well and all others but boil's; after a `change`."
     tasks = world_tasks().query("split in ['validation', 'unseen validation']")
     boil = tasks["domain"].eq("boil")
     done = ~boil | (boil.cumsum() == 1)
     walks = tasks.assign(done=done, score=np.where(done, 1.0, .4), turns=9)[["task_id", "turns", "score", "done"]]
     (home / "scienceworld").mkdir()
-    change(walks).to_csv(home / "scienceworld" / "gold.csv", index=False)
+    change(walks).to_csv(home / "scienceworld" / "gold_walks.csv", index=False)
     monkeypatch.setattr(c, "data_dir", lambda: home)
     return walks
 
@@ -249,9 +249,9 @@ def gold_walks_of(monkeypatch, home, change=lambda walks: walks):
     (lambda w: w.assign(done=w["done"].astype(int)), "done is '0', not True or False|done is '1', not True or False"),
     (lambda w: w.assign(done=w["done"].astype(object).where(w.index != w.index[3])), "done is ''"),
     (lambda w: w.assign(score=w["score"] * 100), "a score is 100.0, not between"),
-    (lambda w: w.assign(score=w["score"].where(w.index != w.index[3])), "gold.csv: "),
+    (lambda w: w.assign(score=w["score"].where(w.index != w.index[3])), "gold_walks.csv: "),
     (lambda w: w.iloc[[0, 0, *range(1, len(w))]], "other tasks than validation's"),
-    (lambda w: w.iloc[1:], "other tasks than validation's"), (lambda w: w.iloc[:0], "gold.csv is empty"),
+    (lambda w: w.iloc[1:], "other tasks than validation's"), (lambda w: w.iloc[:0], "gold_walks.csv is empty"),
     (lambda w: w.drop(columns="done"), "row 2 has other cells than task_id, turns, score, done")])
 def test_harmed_walks_are_one_sentence(monkeypatch, tmp_path, change, sentence):
     gold_walks_of(monkeypatch, tmp_path, change)
@@ -260,7 +260,7 @@ def test_harmed_walks_are_one_sentence(monkeypatch, tmp_path, change, sentence):
 
 def test_missing_walks_are_one_sentence(monkeypatch, tmp_path):
     monkeypatch.setattr(c, "data_dir", lambda: tmp_path)
-    with pytest.raises(c.WorldError, match="gold.csv can't be read"): c.gold_share()
+    with pytest.raises(c.WorldError, match="gold_walks.csv can't be read"): c.gold_share()
 
 
 def test_draws_are_for_the_tasks_that_are_played():

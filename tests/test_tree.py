@@ -291,7 +291,7 @@ def test_a_harmed_shard_is_one_sentence(tmp_path, harm, sentence, half):
     write_shard(tree, tmp_path)
     roll(world := world_of(tree), Given(world, drawn(40, 9)), np.arange(40) % 5, RIGHTS)
     write_shard(tree, tmp_path)
-    harm(tmp_path / f"0000.{half}.parquet")
+    harm(tmp_path / f"0000.{half}.pq")
     with pytest.raises(WorldError, match=sentence): load_tree(tmp_path, Numbers.version)
 
 
@@ -408,7 +408,7 @@ def test_shards_out_of_order_are_one_sentence(tmp_path):
         roll(world := world_of(tree), Given(world, drawn(40, seed)), np.arange(40) % 5, RIGHTS)
     write_shard(tree, tmp_path)
     for half in ("states", "said"):
-        one, two = (tmp_path / f"000{i}.{half}.parquet" for i in (1, 2))
+        one, two = (tmp_path / f"000{i}.{half}.pq" for i in (1, 2))
         kept = one.read_bytes()
         one.write_bytes(two.read_bytes())
         two.write_bytes(kept)
@@ -420,7 +420,7 @@ def test_words_beside_other_states_are_one_sentence(tmp_path):
     for seed in (1, 2):
         (tmp_path / str(seed)).mkdir()
         write_shard(some_tree(seed), tmp_path / str(seed))
-    (tmp_path / "1" / "0000.said.parquet").write_bytes((tmp_path / "2" / "0000.said.parquet").read_bytes())
+    (tmp_path / "1" / "0000.said.pq").write_bytes((tmp_path / "2" / "0000.said.pq").read_bytes())
     with pytest.raises(WorldError, match="0000.states.* does not belong to the files beside it"):
         load_tree(tmp_path / "1", Numbers.version)
 
@@ -487,7 +487,7 @@ def test_a_flipped_bit_is_seen(tmp_path):
     write_shard(tree, tmp_path)
     rng, silent = np.random.default_rng(0), 0
     for half in ("states", "said"):
-        file = tmp_path / f"0000.{half}.parquet"
+        file = tmp_path / f"0000.{half}.pq"
         whole = file.read_bytes()
         for at in rng.integers(0, len(whole), 60):
             file.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << rng.integers(8)]) + whole[at + 1:])

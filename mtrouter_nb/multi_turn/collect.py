@@ -309,8 +309,8 @@ def gold_walks(simulator: ScienceWorld, tasks: Sequence[str], progress: bool = T
 
 
 def write_gold() -> Path:
-    "Walk through the tasks of validation, and keep `gold.csv`. Raises `WorldError` without the simulator."
-    tasks, file = world_tasks(), data_dir() / "scienceworld" / "gold.csv"
+    "Walk through the tasks of validation, and keep `gold_walks.csv`. Raises `WorldError` without the simulator."
+    tasks, file = world_tasks(), data_dir() / "scienceworld" / "gold_walks.csv"
     with ScienceWorld() as simulator:
         walks = gold_walks(simulator, tasks.loc[tasks["split"].isin(SPLITS["validation"]), "task_id"].tolist())
     return write_atomic(file, walks.to_csv(index=False, lineterminator="\n"))
@@ -319,14 +319,14 @@ def write_gold() -> Path:
 def gold_share() -> pd.Series:
     """The share of each type's walks in validation that end well within fifty turns.
 
-    Raises `WorldError` where `gold.csv` is damaged, or has other tasks than validation's.
+    Raises `WorldError` where `gold_walks.csv` is damaged, or has other tasks than validation's.
     """
-    rows, tasks = _rows("gold.csv", ["task_id", "turns", "score", "done"]), world_tasks()
+    rows, tasks = _rows("gold_walks.csv", ["task_id", "turns", "score", "done"]), world_tasks()
     mine = tasks[tasks["split"].isin(SPLITS["validation"])].set_index("task_id")["domain"]
     if sorted(row["task_id"] for row in rows) != sorted(mine.index):
-        raise WorldError("gold.csv has other tasks than validation's; run tools/collect.py --gold.")
+        raise WorldError("gold_walks.csv has other tasks than validation's; run tools/collect.py --gold.")
     try: well = [_bool(row["done"]) and _score(row["score"]) >= 1 for row in rows]
-    except ValueError as error: raise WorldError(f"gold.csv: {error}; run tools/collect.py --gold.") from error
+    except ValueError as error: raise WorldError(f"gold_walks.csv: {error}; run tools/collect.py --gold.") from error
     return pd.Series(well, [row["task_id"] for row in rows]).groupby(mine).mean()
 
 

@@ -132,9 +132,9 @@ def shards(folder: str | Path) -> list[tuple[Path, Path]]:
 
     Words without their states, as a kill in the midst of writing leaves them, are none.
     """
-    found = sorted(Path(folder).glob("*.states.parquet"))
+    found = sorted(Path(folder).glob("*.states.pq"))
     for number, file in enumerate(found):
-        if file.name != f"{number:04d}.states.parquet" or not _other(file).exists():
+        if file.name != f"{number:04d}.states.pq" or not _other(file).exists():
             raise WorldError(f"{folder} holds no whole shard {number:04d}; take it from the repository again.")
     return [(file, _other(file)) for file in found]
 
@@ -192,7 +192,7 @@ def write_shard(tree: Tree, folder: str | Path) -> Path | None:
         raise WorldError(f"the tree does not begin with the shards of {folder}; load them first, then the journals.")
     rows = _state_rows(tree, len(known)), _said_rows(tree, known.said)
     if not any(map(len, rows)): return None
-    file = folder / f"{len(held):04d}.states.parquet"
+    file = folder / f"{len(held):04d}.states.pq"
     about = dict(version=tree.version, before=file_digest(held[-1][0]) if held else "")
     try:
         _write(_other(file), rows[1], about)
