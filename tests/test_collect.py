@@ -125,7 +125,8 @@ def test_journals_of_another_version_are_not_packed(toy):
 
 @pytest.mark.parametrize("wrong, sentence", [(dict(splits=("tests",)), "'tests' is no split"),
                                              (dict(domains=("boils",)), "'boils' is no type"),
-                                             (dict(share=0), "no plan")])
+                                             (dict(share=0), "no plan"), (dict(most=0), "no task of test is left"),
+                                             (dict(splits=("train",), domains=("freeze",)), "no task of train")])
 def test_a_plan_of_nothing_is_one_sentence(wrong, sentence):
     given = dict(models=("a",), splits=("test",), routers=()) | wrong
     with pytest.raises(ValueError, match=sentence): Collection(**given)

@@ -91,6 +91,15 @@ def test_a_missing_score_is_no_best_one():
         cross_fitted(pd.DataFrame(dict(a=[.9, .9], b=[.1, np.nan])), pd.Series(["x", "x"]))
 
 
+def test_of_equal_choices_the_one_that_is_cheaper_on_these_tasks_counts():
+    alone = pd.DataFrame(dict(task_id=list("abcabc"), domain="x", router=["p"] * 3 + ["q"] * 3,
+                              score=[.5, .5, .5, .5, .9, np.nan], cost_usd=[1, 1, 10, 2, 2, 2]))
+    once = pd.DataFrame(dict(task_id=list("ab"), domain="x", router="p, then q", score=0., cost_usd=3.))
+    rows = choice_rows(alone, once).set_index("task_id")
+    assert rows[PER_TYPE].to_dict() == dict(a=.5, b=.5), "on a both are equal, and p costs less there and on b"
+    with pytest.raises(ValueError, match="no task is held whole"): choice_rows(alone, once.assign(score=np.nan))
+
+
 def test_draws_hang_on_tasks_alone(world, tasks):
     one = rows_of(world, at_random(2), tasks).set_index(["task_id", "seed"])
     other = rows_of(world, at_random(2), tasks[::-1]).set_index(["task_id", "seed"]).loc[one.index]

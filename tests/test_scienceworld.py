@@ -105,6 +105,12 @@ def test_a_place_that_there_is_not_is_one_sentence(world):
 
 
 @live
+def test_a_step_where_nothing_was_begun_is_one_sentence():
+    with ScienceWorld() as fresh, pytest.raises(WorldError, match="no task was begun at place 0; start one"):
+        fresh.step(0, "look around")
+
+
+@live
 def test_what_cannot_be_made_good_ends_an_episode(world):
     world.start(0, "find-living-thing/0")
     found = [world.step(0, "focus on air")]

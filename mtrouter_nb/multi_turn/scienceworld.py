@@ -174,9 +174,8 @@ class ScienceWorld:
 
     def step(self, place: int, action: str) -> Outcome:
         "Act at `place`. An episode is done when the task is, or its score falls below 0."
-        if place in range(len(self._worlds)) and place not in self._now:
-            raise WorldError(f"no task was begun at place {place}; start one.")
-        task_id, turn = self._now.get(place, ("", 0))
+        if place not in self._now: raise WorldError(f"no task was begun at place {place}; start one.")
+        task_id, turn = self._now[place]
         self._seed(place, task_id, turn + 1)
         observation, score = self._ask(place, "step", action), round(float(self._ask(place, "getScore")), 4)
         return Outcome(observation, score, score < 0 or bool(self._ask(place, "getCompleted")))
