@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 # %% ../../nbs/learners/01_outcome_network.ipynb #cell-005
@@ -50,6 +51,29 @@ class ModelEncoder(nn.Module):
     def forward(self) -> torch.Tensor:
         return self.norm(self.project(torch.cat([self.mlp(self.meta), self.residual.weight], dim=1)))
 
+# %% ../../nbs/learners/01_outcome_network.ipynb #ffdfac84
+class _InParts(torch.autograd.Function):
+    """A linear layer over [x; z]: its part of each `x` (n, x_dim), with the bias, and of each `z` (m, z_dim).
+
+    Left to autograd, the gradient of `weight` would be made in two parts and copied into one, a tenth of a fit's time.
+    """
+
+    @staticmethod
+    def forward(ctx, x, z, weight, bias):
+        ctx.save_for_backward(x, z, weight)
+        w_x, w_z = weight.split([x.shape[1], z.shape[1]], dim=1)
+        return linear(x, w_x, bias), linear(z, w_z)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, of_x, of_z):
+        x, z, weight = ctx.saved_tensors
+        sizes, whole = [x.shape[1], z.shape[1]], torch.empty_like(weight)
+        (w_x, w_z), (to_x, to_z) = weight.split(sizes, dim=1), whole.split(sizes, dim=1)
+        torch.mm(of_x.t(), x, out=to_x)
+        torch.mm(of_z.t(), z, out=to_z)
+        return of_x @ w_x if ctx.needs_input_grad[0] else None, of_z @ w_z, whole, of_x.sum(0)
+
 # %% ../../nbs/learners/01_outcome_network.ipynb #cell-011
 class OutcomeNetwork(nn.Module):
     "The joint head over [history; model]."
@@ -63,8 +87,7 @@ class OutcomeNetwork(nn.Module):
 
     def _halves(self, x) -> tuple[torch.Tensor, torch.Tensor]:
         "The first layer, linear in [x; z_a]: its part of each state (n, hidden) and of each model (n_models, hidden)."
-        w_x, w_a = self.first.weight.split([x.shape[1], self.first.in_features - x.shape[1]], dim=1)
-        return linear(x, w_x, self.first.bias), linear(self.models(), w_a)
+        return _InParts.apply(x, self.models(), self.first.weight, self.first.bias)
 
     def forward(self, x: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
         "Scores (n,) of taking `action` (n,) in the states `x` (n, x_dim)."

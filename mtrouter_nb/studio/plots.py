@@ -45,12 +45,17 @@ def use_style() -> None:
 
 # %% ../../nbs/studio/00_plots.ipynb #cell-010
 _LOOKS = {
-    # models: MINT's pool, then the paper's; the two pools never share a figure
+    # models: MINT's pool, then the paper's; no two pools ever share a figure
     "gpt-4-0613": ("#0072B2", "o"), "Meta-Llama-3-70B-Instruct": ("#E69F00", "s"),
     "deepseek-llm-67b-chat": ("#009E73", "^"), "Mixtral-8x7B-Instruct-v0.1": ("#CC79A7", "D"),
     "CodeActAgent-Mistral-7b-v0.1": ("#56B4E9", "v"), "Meta-Llama-3-8B-Instruct": ("#999933", "p"),
     "GPT-5": ("#0072B2", "o"), "GPT-OSS-120B": ("#E69F00", "s"), "DeepSeek-V3.2": ("#009E73", "^"),
     "MiniMax-M2": ("#CC79A7", "D"), "Kimi-K2": ("#56B4E9", "v"), "Gemini-2.5-Flash-Lite": ("#999933", "p"),
+    # the small models of ScienceWorld
+    "sw-24-all": ("#0072B2", "o"), "sw-24-life": ("#009E73", "^"), "sw-24-matter": ("#E69F00", "s"),
+    "sw-24-force": ("#CC79A7", "D"), "sw-8-all": ("#56B4E9", "v"), "sw-4-all": ("#999933", "p"),
+    **{f"{model}, {skill}": look for model in ("sw-24-all", "sw-8-all") for skill, look in (
+        ("navigate", ("#CCBB44", ">")), ("manipulate", ("#EE8866", "8")), ("observe", ("#77AADD", "H")))},
     # routers of ours and of the papers
     "MTRouter": ("#D55E00", "*"), "MTRouter-cost": ("#882255", "D"),
     "oracle": ("#000000", "X"), "random": ("#8C8C8C", "P"),

@@ -20,7 +20,7 @@ EVIDENCE = {
     "published": "computed from numbers printed in the paper",
     "logged": "computed from real logs of real models",
     "simulated": "a simulation with stand-in models",
-    "live": "real calls to model endpoints",
+    "live": "real models, asked now, in a real environment",
 }
 
 # %% ../../nbs/studio/01_provenance.ipynb #cell-007
