@@ -286,9 +286,16 @@ def _of_smoke(job, at_once: int) -> dict:
 def _names(jobs, n) -> str:
     return ", ".join(job.name for job in jobs[:n]) + (f" and {len(jobs) - n} more" if len(jobs) > n else "")
 
+# %% ../../nbs/studio/04_reproduce.ipynb #7c81936d
+def _in_order(jobs, state) -> list[Job]:
+    "Those that measure last; of the others the longest that reads each set of logs, then the longest of all."
+    longest = sorted(jobs, key=lambda job: (_measures(job), -expected_seconds(job, state)))
+    first = {frozenset(name.split("/")[0] for name in job.logs): job for job in reversed(longest)}
+    return sorted(longest, key=lambda job: (_measures(job), job not in first.values()))
+
 # %% ../../nbs/studio/04_reproduce.ipynb #cell-071
 def run_notebooks(jobs: list[Job], workers: int = 2, force: bool = False) -> list[str]:
-    """Run every job that is not fresh, `workers` at a time, longest first; returns the names of those that failed.
+    """Run every job that is not fresh, `workers` at a time, `_in_order`; returns the names of those that failed.
 
     Prints a line per notebook with its seconds; the bar shows what runs now and how long the rest may take.
     """
@@ -316,7 +323,7 @@ def _ended(jobs, workers):
 def _run_all(stale, workers, state) -> list[str]:
     "Run the jobs `stale`; returns the names of those that failed."
     from tqdm import tqdm
-    stale.sort(key=lambda job: (_measures(job), -expected_seconds(job, state)))
+    stale = _in_order(stale, state)
     before, marks = {job: _kept_bytes(job) for job in stale}, {job: _marks(job) for job in stale}
     left, failed = list(stale), []
     with tqdm(total=len(stale), desc="notebooks", disable=None) as bar:
