@@ -5,8 +5,8 @@ import pytest
 from test_tree import WORDS, Given, world_of
 
 from mtrouter_nb.analyses.handover import (FIRST, ONCE, PER_TYPE, SWITCHED, action_rows, both_means, choice_rows,
-                                           cross_fitted, episode_rows, kind_table, mean_table, restarted, rows_of,
-                                           type_table, type_weights)
+                                           cross_fitted, episode_rows, episode_table, kind_table, mean_table,
+                                           paired_table, restarted, rows_of, type_table, type_weights)
 from mtrouter_nb.multi_turn.collect import FIFTY, alone, at_random, switched_once
 from mtrouter_nb.multi_turn.rollout import roll
 from mtrouter_nb.multi_turn.routers import SingleModel
@@ -34,6 +34,29 @@ def test_scores_fatal_endings_and_what_is_missing(world, tasks):
     assert lost[numbers].isna().all(axis=None)
     table = mean_table(pd.concat([rows.reset_index(), lost.assign(seed=0, router="sing")]))
     assert table.set_index("router")["missing"].to_dict() == dict(add=0, double=0, back=0, sing=1)
+
+
+def test_an_episode_reads_as_it_was_played(world, tasks):
+    played = roll(world, SingleModel(ADD, "add"), np.arange(len(tasks)), FIFTY)
+    for row, episode in played.episodes.iterrows():
+        table = episode_table(world, played, row)
+        assert len(table) == episode["n_turns"] and set(table["model"]) == {"add"} == set(table["action"])
+        assert np.isclose(table["usd"].iloc[-1], episode["cost_usd"]) and table["score"].iloc[-1] == episode["score"]
+        assert table["came_back"].iloc[0] == "You are at 2."
+
+
+def test_differences_are_of_tasks_that_both_have(world, tasks):
+    rows = rows_of(world, [*alone(WORDS[:2]), *at_random(3)], tasks)
+    rows.loc[(rows["router"] == "add") & (rows["task_id"] == tasks[1]), "score"] = np.nan
+    table = paired_table(rows, "double").set_index("router")
+    mean = rows.groupby(["router", "task_id"])[["score", "cost_usd"]].mean()
+    left = [task for task in tasks if task != tasks[1]]
+    ours, theirs = mean.loc["add"].loc[left], mean.loc["double"].loc[left]
+    assert table["n"].to_dict() == dict(add=len(left), double=len(tasks), Random=len(tasks))
+    assert np.isclose(table.loc["add", "score_micro"], (ours["score"] - theirs["score"]).mean())
+    assert np.isclose(table.loc["add", "usd"], ours["cost_usd"].sum() / theirs["cost_usd"].sum())
+    assert (table["score_micro_low"] <= table["score_micro"]).all() and (table["usd"] <= table["usd_high"]).all()
+    with pytest.raises(ValueError, match="played nothing"): paired_table(rows, "nobody")
 
 
 def test_what_turns_earn_is_what_the_score_rises_by(world, tasks):

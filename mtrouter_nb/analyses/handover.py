@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PER_TYPE', 'ONCE', 'FIRST', 'SWITCHED', 'episode_rows', 'rows_of', 'restarted', 'type_weights', 'both_means',
-           'mean_table', 'kind_of', 'action_rows', 'kind_table', 'type_table', 'cross_fitted', 'choice_rows']
+           'mean_table', 'paired_table', 'kind_of', 'action_rows', 'episode_table', 'kind_table', 'type_table',
+           'cross_fitted', 'choice_rows']
 
 # %% ../../nbs/analyses/18_handover.ipynb #cc5054de
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from ..multi_turn.local_models import SKILLS
 from ..multi_turn.rollout import Rollout, roll
 from ..multi_turn.routers import Router
 from ..multi_turn.rules import AtRepeat
+from ..multi_turn.scienceworld import normalised
 from ..multi_turn.tree_world import TREE_ENDS, TreeWorld, cached_usd
 
 # %% ../../nbs/analyses/18_handover.ipynb #c990fe66
@@ -93,6 +95,27 @@ def mean_table(rows: pd.DataFrame) -> pd.DataFrame:
                      | both_means(tasks["clipped"], tasks["domain"], "clipped") | plain)
     return pd.DataFrame(found)
 
+# %% ../../nbs/analyses/18_handover.ipynb #4ec13bd1
+def paired_table(rows: pd.DataFrame, against: str) -> pd.DataFrame:
+    """Per router, on the `n` tasks that the tree holds of it and of `against`: score and clipped less the other's
+    (`both_means`), and its mean dollars over the other's: usd and cached, each with _low and _high.
+
+    Seeds of one router are averaged within a task. Raises ValueError where `against` is no router of `rows`.
+    """
+    numbers = ["score", "clipped", "cost_usd", "cached_usd"]
+    if against not in set(rows["router"]): raise ValueError(f"{against!r} played nothing here; name one that did.")
+    tasks, found = rows.groupby(["router", "task_id", "domain"])[numbers].mean(), []
+    other = tasks.loc[against].add_suffix(" of other")
+    for router in rows["router"].unique():
+        both = tasks.loc[router].merge(other, left_index=True, right_index=True).dropna().reset_index()
+        row, weights = dict(router=router, n=len(both)), type_weights(both["domain"].to_numpy(object))
+        for name in ("score", "clipped"): row |= both_means(both[name] - both[f"{name} of other"], both["domain"], name)
+        for name, dollars in (("usd", "cost_usd"), ("cached", "cached_usd")):
+            ours, theirs = (weights @ both[column] for column in (dollars, f"{dollars} of other"))
+            row |= {f"{name}{end}": v for end, v in zip(("", "_low", "_high"), interval(ours / theirs).values())}
+        found.append(row)
+    return pd.DataFrame(found)
+
 # %% ../../nbs/analyses/18_handover.ipynb #21f3405b
 def kind_of(action: str) -> str:
     "The one of `SKILLS` that has the longest verb with which `action` begins; `other` where none has."
@@ -112,6 +135,19 @@ def action_rows(world: TreeWorld, played: Rollout) -> pd.DataFrame:
         model=np.array(world.pool.names, object)[model], understood=world.of.error[after] == 0,
         kind=[kind_of(world.tree.states["action"][state]) for state in after],
         earned=np.maximum(score[1] - score[0], 0)))
+
+# %% ../../nbs/analyses/18_handover.ipynb #4dd1d087
+def episode_table(world: TreeWorld, played: Rollout, row: int) -> pd.DataFrame:
+    """The turns of episode number `row` of a rollout: model, action, came_back, score (the paper's, after it), and usd
+    so far, at the list price."""
+    moves = played.moves[(played.moves["row"] == row) & played.moves["acted"].astype(bool)]
+    before, model = moves["state"].to_numpy(), moves["model"].to_numpy()
+    after, states = world.of.child[before, model], world.tree.states
+    names = np.array(world.pool.names, object)[model]
+    usd = world.pool.cost_usd(names, world.of.count["context"][before, model], world.of.count["written"][before, model])
+    return pd.DataFrame(dict(model=names, action=[states["action"][s] for s in after],
+                             came_back=[states["observation"][s] for s in after],
+                             score=normalised(world.of.score[after]), usd=np.cumsum(usd)))
 
 # %% ../../nbs/analyses/18_handover.ipynb #4e7adf29
 def kind_table(actions: pd.DataFrame) -> pd.DataFrame:
