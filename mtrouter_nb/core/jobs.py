@@ -90,7 +90,7 @@ def _free(locks: list[FileLock]) -> FileLock:
         for lock in locks:
             try: return lock.acquire(timeout=0).lock
             except Timeout: pass
-        time.sleep(.02)
+        time.sleep(.1)  # each look costs a millisecond of a core that others compute on
 
 # %% ../../nbs/core/02_jobs.ipynb #cell-014
 def _alone(number: int, function, job) -> tuple:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FIFTY', 'AT_ONCE', 'POOLS', 'SPLITS', 'Routers', 'SHARE', 'COLLECTIONS', 'agent_of', 'members', 'world_pool',
-           'RandomByTask', 'Collection', 'alone', 'at_random', 'by_rule', 'switched_once', 'shard_folder',
+           'RandomByTask', 'Collection', 'alone', 'at_random', 'by_rule', 'switched_once', 'shard_folder', 'recorded',
            'journal_folder', 'known_tree', 'tree_world', 'RecordedTree', 'play_batch', 'collect', 'estimate', 'pack',
            'gold_walks', 'write_gold', 'gold_share']
 
@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from time import perf_counter
 
@@ -192,6 +193,12 @@ COLLECTIONS = _collections()
 def shard_folder() -> Path:
     "Where the committed tree lies."
     return data_dir() / "scienceworld" / "tree"
+
+
+def recorded() -> dict[str, Path]:
+    "Name -> file of what a figure of this world rests on: the shards, the models and their prices."
+    tables = [data_dir() / "scienceworld" / name for name in ("agents.csv", "prices.csv")]
+    return {file.name: file for file in (*chain(*shards(shard_folder())), *tables)}
 
 
 def journal_folder() -> Path:
