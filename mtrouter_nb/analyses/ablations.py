@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from .sensitivity import FITS
 from ..core.store import stored_all
 from ..learners.outcome_network import EstimatorConfig
 from ..multi_turn.estimator import OutcomeEstimator, PerModelRidge, TrainingSet, state_blocks
@@ -136,7 +137,7 @@ VARIANTS = {
 # %% ../../nbs/analyses/01_ablations.ipynb #cell-033
 def _seeds(config: EvaluationConfig) -> list:
     "The seeds of a variant's fits; the protocol's MTRouter has them too."
-    return [config.seed + i for i in range(min(config.other_fits, config.fits))]
+    return [config.seed + i for i in range(min(FITS, config.other_fits, config.fits))]
 
 # %% ../../nbs/analyses/01_ablations.ipynb #cell-036
 def _score(fold: Fold, name: str, function, seed: int) -> dict:

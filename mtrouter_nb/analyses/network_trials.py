@@ -314,13 +314,13 @@ def trial_results(world: ReplayWorld, split: Split, config: EvaluationConfig, re
 
 # %% ../../nbs/analyses/14_network_trials.ipynb #8430d21a
 def pair_splits(tasks: pd.DataFrame, config: EvaluationConfig) -> list[Split]:
-    """For each pair of folds of the protocol: all other folds to learn from, and both to be asked of.
+    """For each fold of the protocol and the next: all other folds to learn from, and both to be asked of.
 
     Raises ValueError for fewer than three folds, which leave nothing to learn from.
     """
     if config.folds < 3: raise ValueError(f"{config.folds} folds leave none to learn from beside a pair; take 3.")
     fold = stratified_folds(tasks, config.folds, config.seed)
-    pairs = [(f, g) for f in range(config.folds) for g in range(f + 1, config.folds)]
+    pairs = sorted(sorted((f, (f + 1) % config.folds)) for f in range(config.folds))
     return [Split("pair", f"{f}+{g}", tuple(fold.index[~fold.isin([f, g])]), tuple(fold.index[fold.isin([f, g])]))
             for f, g in pairs]
 
