@@ -195,11 +195,11 @@ def _settle(job: Job, before: dict) -> None:
     for name, content in before.items(): write_atomic(folder / name, content)
 
 # %% ../../nbs/studio/04_reproduce.ipynb #0f27e450
-_COLD_SECONDS = {"mtrouter_main": 1800, "mtrouter_ablations": 1200, "mtrouter_sensitivity": 1300,
-                 "mtrouter_contrast": 700, "mtrouter_controls": 500, "mtrouter_model_embeddings": 300,
-                 "mtrouter_network": 1000, "mtrouter_new_model": 700, "mtrouter_plans": 800, "mtrouter_cache": 300,
-                 "bench_performance": 1200, "bench_defects": 500, "bench_noise": 250, "bench_embeddings": 300,
-                 "bench_recall_failure": 60, "bench_pool_size": 60, "bench_speed": 70, "perf_engine": 140}
+_COLD_SECONDS = {"mtrouter_main": 2100, "mtrouter_ablations": 1300, "mtrouter_sensitivity": 770,
+                 "mtrouter_contrast": 750, "mtrouter_controls": 510, "mtrouter_model_embeddings": 100,
+                 "mtrouter_network": 1400, "mtrouter_new_model": 600, "mtrouter_plans": 550, "mtrouter_cache": 400,
+                 "bench_performance": 2000, "bench_defects": 400, "bench_noise": 180, "bench_embeddings": 640,
+                 "bench_recall_failure": 60, "bench_pool_size": 60, "bench_speed": 80, "perf_engine": 80}
 
 # %% ../../nbs/studio/04_reproduce.ipynb #cell-040
 def _state_file(): return project_root() / "build" / "reproduce.json"
