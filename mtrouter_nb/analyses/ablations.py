@@ -22,7 +22,7 @@ from ..learners.outcome_network import EstimatorConfig
 from ..multi_turn.estimator import OutcomeEstimator, PerModelRidge, TrainingSet, state_blocks
 from ..multi_turn.contenders import predictions_of
 from ..multi_turn.evaluation import Experiment
-from ..multi_turn.trials import RIGHTS, EvaluationConfig, Split, splits, trial_of
+from ..multi_turn.trials import RIGHTS, EvaluationConfig, Split, study_splits, trial_of
 from ..multi_turn.metrics import paired_auc, paired_difference
 from ..multi_turn.replay import ReplayWorld
 from ..multi_turn.rollout import roll
@@ -158,9 +158,9 @@ def _fitted(world, split, config, seed, name, function) -> dict:
 
 # %% ../../nbs/analyses/01_ablations.ipynb #cell-042
 def _tables(run: Experiment, variants: dict, workers: int, progress: bool) -> dict:
-    "`rows` and `predictions` of every variant on the test folds, from the cache or computed now."
+    "`rows` and `predictions` of every variant on the folds of studies, from the cache or computed now."
     world, config = run.world, run.config
-    folds = [s for s in splits(world.tasks, config.folds, config.seed) if s.kind == "test"]
+    folds = study_splits(world.tasks, config)
     each = [(split, seed, name) for split in folds for seed in _seeds(config) for name in variants]
     jobs = [(world, split, config, seed, name, variants[name]) for split, seed, name in each]
     parts = stored_all(_fitted, jobs, "ablations", workers, progress, lambda: world.states)
@@ -169,13 +169,13 @@ def _tables(run: Experiment, variants: dict, workers: int, progress: bool) -> di
 
 # %% ../../nbs/analyses/01_ablations.ipynb #cell-044
 def ablation_study(run: Experiment, variants: dict = VARIANTS, workers: int = 2, progress: bool = True) -> pd.DataFrame:
-    """Every variant and the full MTRouter on the test folds: one row per (variant, rights, fold, seed, task).
+    """Every variant and the full MTRouter on the folds of studies: one row per (variant, rights, fold, seed, task).
 
     Columns: variant, fold, seed (of a fit), rights, task_id, domain, score, cost_usd, switches.
     """
     rows = _tables(run, variants, workers, progress)["rows"]
     every = run.results.every_fit
-    full = every[(every["method"] == "MTRouter") & (every["split"] == "test")]
+    full = every[(every["method"] == "MTRouter") & (every["split"] == "test") & every["task_id"].isin(rows["task_id"])]
     full = full.assign(variant="full", seed=run.config.seed + full["fit"].astype(float))
     return pd.concat([full[rows.columns], rows], ignore_index=True)
 
@@ -185,7 +185,8 @@ def ablation_predictions(run: Experiment, variants: dict = VARIANTS, workers: in
     "What the first fit of each variant, and of the full MTRouter, says of the test tasks' own runs, turn by turn."
     ours = _tables(run, variants, workers, progress)["predictions"]
     known = run.results.predictions
-    full = known[(known["estimator"] == "MTRouter") & (known["split"] == "test")].assign(estimator="full")
+    same = (known["split"] == "test") & known["task_id"].isin(ours["task_id"])
+    full = known[(known["estimator"] == "MTRouter") & same].assign(estimator="full")
     return pd.concat([full, ours[ours["seed"] == run.config.seed].drop(columns="seed")], ignore_index=True)
 
 # %% ../../nbs/analyses/01_ablations.ipynb #cell-053

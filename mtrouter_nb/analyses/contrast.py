@@ -148,10 +148,14 @@ class ContrastJob:
 
 # %% ../../nbs/analyses/04_contrast.ipynb #cell-035
 def contrast_pieces(world: ReplayWorld, config: EvaluationConfig, worlds: Iterable[str], seeds: Sequence[int],
-                    kind: str) -> list[ContrastJob]:
-    "Every combination, the splits of `kind` (test or ood) of each fold seed."
-    return [ContrastJob(name, seed, split, rights) for name in worlds for seed in seeds
-            for split in splits(world.tasks, config.folds, seed) if split.kind == kind for rights in RIGHTS]
+                    folds: int | None = None, rights: Sequence[Rights] = RIGHTS) -> list[ContrastJob]:
+    "Every combination, the first `folds` (None: all) test splits of each fold seed."
+    return [ContrastJob(name, seed, split, kind) for name in worlds for seed in seeds
+            for split in _tested(world, config, seed)[:folds] for kind in rights]
+
+
+def _tested(world, config, seed):
+    return [split for split in splits(world.tasks, config.folds, seed) if split.kind == "test"]
 
 # %% ../../nbs/analyses/04_contrast.ipynb #cell-038
 def _compute(world, piece, config, change):
@@ -171,10 +175,13 @@ def stored_pieces(run: Experiment, pieces: list[ContrastJob], compute: Callable,
 
 # %% ../../nbs/analyses/04_contrast.ipynb #cell-042
 def contrast_results(run: Experiment, worlds: Iterable[str] = ("as logged",), seeds: Sequence[int] | None = None,
-                     workers: int = 2, progress: bool = True) -> pd.DataFrame:
-    "`run_contrast` over `worlds` (keys of `WORLDS`), fold `seeds` (None: all) and their test splits, stored."
+                     workers: int = 2, progress: bool = True, **part) -> pd.DataFrame:
+    """`run_contrast` over `worlds` (keys of `WORLDS`), fold `seeds` (None: all) and their test splits, stored.
+
+    `part`: `folds` and `rights` of `contrast_pieces`, where not all are asked.
+    """
     seeds = run.config.split_seeds if seeds is None else seeds
-    pieces = contrast_pieces(run.world, run.config, worlds, seeds, "test")
+    pieces = contrast_pieces(run.world, run.config, worlds, seeds, **part)
     return stored_pieces(run, pieces, _compute, "contrast", workers, progress)["chosen"]
 
 # %% ../../nbs/analyses/04_contrast.ipynb #cell-044

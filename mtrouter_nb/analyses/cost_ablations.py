@@ -22,7 +22,7 @@ from ..data.pool import ModelPool
 from ..learners.fitting import descend, seeded
 from ..learners.outcome_network import EstimatorConfig, ModelEncoder
 from ..multi_turn.evaluation import Experiment
-from ..multi_turn.trials import EvaluationConfig, Split
+from ..multi_turn.trials import PLAYED, STUDIED, EvaluationConfig, Split
 from ..multi_turn.planning import (PARTS, ContinuationRidge, Continuations, Planner, Reader, fit_planners,
                                              forest_and_ridge, parts_of)
 from ..multi_turn.replay import ReplayWorld, Rights
@@ -211,9 +211,9 @@ def _compute(world, piece, config, _):
 
 
 def variant_results(run: Experiment, workers: int = 2, progress: bool = True) -> pd.DataFrame:
-    "`chosen` rows of every variant on the test splits of the first fold seed, stored piece by piece."
+    "`chosen` rows of every variant on the folds of studies, matched and open rights, stored piece by piece."
     config = run.config
-    pieces = contrast_pieces(run.world, config, ["as logged"], config.split_seeds[:1], "test")
+    pieces = contrast_pieces(run.world, config, ["as logged"], config.split_seeds[:1], STUDIED, PLAYED)
     return stored_pieces(run, pieces, _compute, "variants", workers, progress)["chosen"]
 
 # %% ../../nbs/analyses/05_cost_ablations.ipynb #cell-038

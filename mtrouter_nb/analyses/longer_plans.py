@@ -28,7 +28,7 @@ from ..multi_turn.offers import (Offers, best_variant, committed_offers, complet
 from ..multi_turn.planning import (ContinuationForest, Continuations, Plan, Planner, PlannerConfig, Reader,
                                              StickyRandom, all_plans, forest_and_ridge, parts_of, replay_plans, visit)
 from ..multi_turn.replay import DOUBLE, OPEN, ReplayWorld, Rights
-from ..multi_turn.trials import EvaluationConfig, Split, splits
+from ..multi_turn.trials import EvaluationConfig, Split, study_splits
 
 # %% ../../nbs/analyses/15_longer_plans.ipynb #0ae58840
 def last_acts(world: ReplayWorld, rights: Rights, length: int) -> float:
@@ -185,10 +185,10 @@ ASKED = (DOUBLE, OPEN)
 
 def longer_plans(run: Experiment, seeds: Sequence[int] | None = None, rights: Sequence[Rights] = ASKED,
                  workers: int = 2, progress: bool = True) -> pd.DataFrame:
-    "`length_piece` over fold `seeds` (None: the first), their test splits and `rights`; stored."
+    "`length_piece` over fold `seeds` (None: the first), their splits of studies and `rights`; stored."
     seeds = run.config.split_seeds[:1] if seeds is None else seeds
-    about = [(seed, split, r) for seed in seeds for split in splits(run.world.tasks, run.config.folds, seed)
-             if split.kind == "test" for r in rights]
+    about = [(seed, split, r) for seed in seeds for split in study_splits(run.world.tasks, run.config, seed)
+             for r in rights]
     jobs = [(run.world, split, r, run.config, seed) for seed, split, r in about]
     parts = stored_all(length_piece, jobs, "plans", workers, progress, lambda: run.world.states)
     return pd.concat([part.assign(seed=seed, world="as logged") for (seed, _, _), part in zip(about, parts)],

@@ -17,7 +17,7 @@ import pandas as pd
 from scipy.spatial.distance import cdist
 
 from .model_embeddings import prompt_rows, rank_correlation
-from .sensitivity import PLAYED, quick_fits, three_fits
+from .sensitivity import quick_fits, three_fits
 from ..core.splits import stable_hash
 from ..core.stats import bootstrap_intervals, fit_weights, sample_and_resamples, with_interval
 from ..core.store import stored_all
@@ -29,7 +29,7 @@ from ..multi_turn.metrics import contrast, weighted_auc
 from ..multi_turn.replay import ReplayWorld, Rights
 from ..multi_turn.rollout import roll
 from ..multi_turn.routers import QRouter
-from ..multi_turn.trials import EvaluationConfig, Split, fold_data, splits, tagged
+from ..multi_turn.trials import PLAYED, EvaluationConfig, Split, fold_data, study_splits, tagged
 
 # %% ../../nbs/analyses/13_new_model.ipynb #e459a6d8
 def world_without(world: ReplayWorld, models: Iterable[str]) -> ReplayWorld:
@@ -161,8 +161,8 @@ def left_out_tables(world: ReplayWorld, split: Split, config: EvaluationConfig, 
 
 # %% ../../nbs/analyses/13_new_model.ipynb #cee7d1cf
 def new_model_study(run: Experiment, workers: int = 2, progress: bool = True) -> dict[str, pd.DataFrame]:
-    "`left_out_tables` of every fold, for each model of the pool, and for none; each computed once, then stored."
-    folds = [s for s in splits(run.world.tasks, run.config.folds, run.config.seed) if s.kind == "test"]
+    "`left_out_tables` of the folds of studies, for each model of the pool, and for none; each stored."
+    folds = study_splits(run.world.tasks, run.config)
     jobs = [(run.world, split, three_fits(run.config), out) for split in folds
             for out in [(), *((name,) for name in run.world.pool.names)]]
     return joined(stored_all(left_out_tables, jobs, "new models", workers, progress, lambda: run.world.states))
@@ -300,9 +300,9 @@ def first_decisions(rows: TrainingSet, tasks: pd.DataFrame, pool: ModelPool, spl
 # %% ../../nbs/analyses/13_new_model.ipynb #9aef3dc4
 def many_study(world: ReplayWorld, config: EvaluationConfig, size: int = 12, workers: int = 2,
                progress: bool = True) -> pd.DataFrame:
-    "`first_decisions` of every fold, one fit each, for every panel of at most `size` models, and for none (`panel` 0)."
+    "`first_decisions` of the folds of studies, one fit each, for panels of at most `size` models, and for none (0)."
     groups = [(), *panels(world.pool.names, size)]
-    folds = [s for s in splits(world.tasks, config.folds, config.seed) if s.kind == "test"]
+    folds = study_splits(world.tasks, config)
     rows, tasks = prompt_rows(world), world.tasks[["task_id", "domain"]]
     jobs = [(rows, tasks, world.pool, split, replace(config, fits=1), out) for split in folds for out in groups]
     parts = stored_all(first_decisions, jobs, "many models", workers, progress)

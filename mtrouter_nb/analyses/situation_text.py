@@ -36,7 +36,7 @@ from ..multi_turn.planning import COMPONENTS, parts_of
 from ..multi_turn.replay import MATCHED, ReplayWorld, View
 from ..multi_turn.rollout import roll
 from ..multi_turn.routers import Router, Stateless, Stay, TableRouter
-from ..multi_turn.trials import EvaluationConfig, Split, Trial, splits, tagged, trial_of
+from ..multi_turn.trials import EvaluationConfig, Split, Trial, study_splits, tagged, trial_of
 
 # %% ../../nbs/analyses/16_situation_text.ipynb #91260f46
 TOLD, UNTOLD = ((), SITUATED, ("domain", *SITUATED)), ((), SITUATED)
@@ -316,8 +316,8 @@ def text_piece(world: ReplayWorld, split: Split, config: EvaluationConfig, share
 # %% ../../nbs/analyses/16_situation_text.ipynb #ea1adbcd
 def text_study(run: Experiment, shares: Sequence[float] = SHARES, draws: int = DRAWS, workers: int = 2,
                progress: bool = True) -> dict[str, pd.DataFrame]:
-    "`text_piece` over the protocol's test folds, joined; stored. `shares`: 1 among them."
-    folds = [s for s in splits(run.world.tasks, run.config.folds, run.config.seed) if s.kind == "test"]
+    "`text_piece` over the folds of studies, joined; stored. `shares`: 1 among them."
+    folds = study_splits(run.world.tasks, run.config)
     jobs = [(run.world, split, run.config, tuple(shares), draws) for split in folds]
     parts = stored_all(text_piece, jobs, "text", workers, progress, lambda: run.world.states)
     return {table: pd.concat([p[table] for p in parts], ignore_index=True) for table in parts[0]}
