@@ -92,7 +92,7 @@ def _narrowed_estimator(estimator, both):
     "`estimator` for some plans: `both` are their columns among those of score and dollars."
     out = copy(estimator)
     if isinstance(estimator, ContinuationForest):
-        out.table = estimator.table[:, both]
+        out.table = np.ascontiguousarray(estimator.table[:, both])  # rows together, as products read them
         return out
     out.members = [Ridge() for _ in estimator.members]
     for new, old in zip(out.members, estimator.members):

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
-from scipy.linalg import solve
+from scipy.linalg import cho_factor, cho_solve
 from scipy.sparse import csr_array
 from sklearn.decomposition import PCA
 from threadpoolctl import threadpool_limits
@@ -152,7 +152,9 @@ def ridge_path(gram: np.ndarray, moment: np.ndarray, strengths: Sequence[float])
     "Coefficients (n_strengths, f) of the ridge at each strength, for x'Wx = `gram` (f, f) and x'Wy = `moment` (f,)."
     def at(strength):
         if np.isinf(strength): return np.zeros_like(moment)
-        return solve(gram + strength * np.eye(len(gram)), moment, assume_a="pos", overwrite_a=True)
+        stiff = gram.copy("F")
+        stiff[np.diag_indices(len(gram))] += strength
+        return cho_solve(cho_factor(stiff, overwrite_a=True), moment)
 
     return np.stack([at(strength) for strength in strengths])
 

@@ -261,14 +261,16 @@ class PerModelRidge:
 # %% ../../nbs/multi_turn/01_estimator.ipynb #cell-039
 class PerModelTrees(PerModelRidge):
     """Boosted trees per model. They read the first `components` principal components of the history, since trees
-    over a thousand dense numbers cost minutes and gain nothing."""
+    over a thousand dense numbers cost minutes and gain nothing, and split each at one of `bins` values: where rows have
+    weights, finding the bins takes longer than all trees."""
 
-    def __init__(self, pool: ModelPool, components: int = 32, iterations: int = 80, seed: int = 0):
-        self.pool, self.components, self.iterations, self.seed = pool, components, iterations, seed
+    def __init__(self, pool: ModelPool, components: int = 32, iterations: int = 80, bins: int = 63, seed: int = 0):
+        self.pool, self.components, self.iterations, self.bins, self.seed = pool, components, iterations, bins, seed
 
     def _regressor(self):
         return HistGradientBoostingRegressor(max_iter=self.iterations, learning_rate=0.08, max_leaf_nodes=15,
-                                             min_samples_leaf=30, l2_regularization=1.0, random_state=self.seed)
+                                             min_samples_leaf=30, l2_regularization=1.0, max_bins=self.bins,
+                                             random_state=self.seed)
 
     def _inputs(self, x):
         history, rights = np.split(x, [-RIGHTS_DIM], axis=1)

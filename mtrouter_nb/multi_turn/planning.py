@@ -197,6 +197,12 @@ class Continuations:
     plans: list
 
 # %% ../../nbs/multi_turn/05_planning.ipynb #cell-041
+def _leaves_of(forest, x) -> list[np.ndarray]:
+    "The leaf (n,) of each row in each tree, as `forest.apply` has it, without its jobs, which take longer."
+    x = np.ascontiguousarray(x, np.float32)
+    return [tree.tree_.apply(x) for tree in forest.estimators_]
+
+
 class ContinuationForest:
     """Randomised trees grown on what each model alone would still reach; a leaf holds the mean of every plan.
 
@@ -219,7 +225,7 @@ class ContinuationForest:
                                         random_state=self.seed + part).fit(data.x[rows], target[rows])
             self.groups.append(grown)
             values = np.hstack([data.score[rows], data.cost[rows]])
-            for column in grown.apply(data.x[rows]).T:
+            for column in _leaves_of(grown, data.x[rows]):
                 leaves, at = np.unique(column, return_inverse=True)
                 member = sp.csr_matrix((np.ones(len(at), "f4"), (at, np.arange(len(at)))))
                 tables.append((leaves, (member @ values) / member.sum(1).A))
@@ -230,7 +236,7 @@ class ContinuationForest:
     def predict(self, x: np.ndarray, part: np.ndarray) -> list[np.ndarray]:
         "Score and dollars of every plan, (n, n_plans) each."
         tree = [np.searchsorted(known, column) + start for known, column, start in
-                zip(self.leaves, (c for g in self.groups for c in g.apply(x).T), self.offset)]
+                zip(self.leaves, (leaf for g in self.groups for leaf in _leaves_of(g, x)), self.offset)]
         at = np.stack(tree, 1).astype(np.int64)
         speaks = (part[:, None] < 0) | (part[:, None] == np.repeat(np.arange(PARTS), self.trees))
         # rows that fall into the same leaves share their values: each is summed once
@@ -270,6 +276,13 @@ class ContinuationRidge:
         return score.clip(0, 1), cost.clip(0)
 
 # %% ../../nbs/multi_turn/05_planning.ipynb #cell-048
+def _alike(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    "The first of each kind of equal rows, and each row's kind: episodes of a task are alike while they go one way."
+    whole = np.ascontiguousarray(x, np.float64).view(np.int64)
+    code = (whole * np.random.default_rng(0).integers(1, 2**62, whole.shape[1])).sum(1)
+    return np.unique(code, return_index=True, return_inverse=True)[1:]
+
+
 @dataclass
 class Planner:
     "A reader, the estimators whose mean it takes, and the margin of score by which a new plan must be better."
@@ -288,8 +301,9 @@ class Planner:
     def predict(self, view: View, part: np.ndarray) -> tuple[np.ndarray, ...]:
         "Score and dollars of every plan for each row of `view`, (n, n_plans) each."
         x = self.reader.read(view.history(), situation(view), part)
-        each = [e.predict(x, part) for e in self.estimators]
-        return tuple(sum(values) / len(each) for values in zip(*each))
+        first, same = _alike(np.column_stack([x, part]))
+        each = [e.predict(x[first], part[first]) for e in self.estimators]
+        return tuple((sum(values) / len(each))[same] for values in zip(*each))
 
     def going_on(self, plan: np.ndarray, view: View, since: np.ndarray) -> np.ndarray:
         """What is left of `plan` (n,) in each row of `view`: a plan's index, or -1.
