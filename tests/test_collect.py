@@ -219,6 +219,18 @@ def test_the_tree_is_a_source_that_no_download_brings(toy, tmp_path):
     assert source.find() == tmp_path / "data" / "scienceworld" / "tree"
 
 
+def test_a_figure_of_this_world_rests_on_shards_and_tables(toy, tmp_path):
+    assert set(c.recorded()) == {"agents.csv", "prices.csv"}
+    for batch in toy.batches()[:2]:
+        play(toy, batch)
+        pack()
+        again()
+    files = c.recorded()
+    packed = {f"000{n}.{kind}.pq" for n in (0, 1) for kind in ("states", "said")}
+    assert set(files) == {"agents.csv", "prices.csv", *packed}
+    assert all(file.name == name and (file.exists() or file.suffix == ".csv") for name, file in files.items())
+
+
 def test_gold_walks_end_where_they_are_done(monkeypatch, tmp_path):
     class Walks(FromTwo):
         def gold(self, place, task_id):

@@ -228,6 +228,18 @@ def test_a_failed_notebook_keeps_its_copy_and_the_others_go_on(project, capsys):
     assert reproduce.main([]) == 1, "a failure is not remembered as done"
 
 
+def test_the_longest_of_each_set_of_logs_begins(project):
+    def job(name, *logs, measured=()):
+        parameters = dict(PROFILE="full", OUT="figures")
+        return reproduce.Job(project / "nbs" / "paper" / "p" / f"{name}.ipynb", parameters, "logged", None,
+                             {f"{log}/table.parquet": "digest" for log in logs}, [], measured)
+    jobs = [job("short", "mint"), job("long", "mint"), job("longer", "mint"), job("other", "bfcl"), job("none"),
+            job("timed", "zeroeval", measured=("ms",))]
+    seconds = dict(short=1, long=50, longer=60, other=5, none=2, timed=90)
+    state = {j.key: dict(seconds=seconds[j.name]) for j in jobs}
+    assert [j.name for j in reproduce._in_order(jobs, state)] == ["longer", "other", "none", "long", "short", "timed"]
+
+
 @pytest.mark.long
 def test_what_measures_runs_last_and_alone(project):
     clock = "import time\nfrom pathlib import Path\nstart = time.time()\ntime.sleep(.5)\n"
