@@ -278,9 +278,9 @@ class ContinuationRidge:
 # %% ../../nbs/multi_turn/05_planning.ipynb #cell-048
 def _alike(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "The first of each kind of equal rows, and each row's kind: episodes of a task are alike while they go one way."
-    whole = np.ascontiguousarray(x, np.float64).view(np.int64)
-    code = (whole * np.random.default_rng(0).integers(1, 2**62, whole.shape[1])).sum(1)
-    return np.unique(code, return_index=True, return_inverse=True)[1:]
+    whole = np.ascontiguousarray(x, np.float64)
+    rows = whole.view(np.dtype((np.void, whole.itemsize * whole.shape[1]))).ravel()
+    return np.unique(rows, return_index=True, return_inverse=True)[1:]
 
 
 @dataclass
