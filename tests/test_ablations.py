@@ -15,6 +15,7 @@ from mtrouter_nb.analyses.ablations import (VARIANTS, FixedModelsEstimator, Fold
 from mtrouter_nb.data.pool import ModelPool
 from mtrouter_nb.data.turns import expected_steps
 from mtrouter_nb.learners.outcome_network import EstimatorConfig
+from mtrouter_nb.multi_turn import trials
 from mtrouter_nb.multi_turn.estimator import OutcomeEstimator, training_set
 from mtrouter_nb.multi_turn.contenders import CONTENDERS, TABLES, run_contender
 from mtrouter_nb.multi_turn.evaluation import Experiment, Results
@@ -126,6 +127,17 @@ def test_an_interrupted_study_goes_on_where_it_stopped(study, monkeypatch):
     assert os.environ["CALLS"] == " 0/0 0/1 1/0 1/0 1/1"
     study({"ours": fails_at_third, "ridge head instead of MLP": ablations.ridge_head})
     assert len(os.environ["CALLS"].split()) == 5, "a new entry does not disturb the others"
+
+
+def test_the_full_method_is_asked_on_the_tasks_of_its_variants(run, study, monkeypatch):
+    monkeypatch.setattr(trials, "STUDIED", 1)
+    variants = {"ridge head instead of MLP": ablations.ridge_head}
+    rows = study(variants)
+    asked = {*splits(run.world.tasks, folds=2)[0].test}
+    assert all({*part["task_id"]} == asked for _, part in rows.groupby(["variant", "rights"])), "one fold of two"
+    said = ablation_predictions(run, variants, workers=1, progress=False)
+    assert {*said["estimator"]} == {"full", *variants}
+    assert all({*part["task_id"]} == asked for _, part in said.groupby("estimator"))
 
 
 @pytest.mark.long
