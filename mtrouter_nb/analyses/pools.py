@@ -151,12 +151,12 @@ class Routed:
 # %% ../../nbs/analyses/08_pools.ipynb #cell-038
 def pool_splits(matrix: OutcomeMatrix, seeds: Sequence[int] = SEEDS) -> list:
     "(training, fit, validation, test) rows per seed; fit (four fifths) and validation make up training."
-    parts = []
-    for seed in seeds:
+    parts = {}
+    for seed in dict.fromkeys(seeds):
         train, test = split(matrix, seed)
         fit, held = split(matrix.take(train), seed + 1, 0.8)
-        parts.append((train, train[fit], train[held], test))
-    return parts
+        parts[seed] = train, train[fit], train[held], test
+    return [parts[seed] for seed in seeds]
 
 # %% ../../nbs/analyses/08_pools.ipynb #f5c75c45
 BOUNDS = ("Best single", "Best per domain", "Random", "Oracle")
@@ -186,7 +186,7 @@ def routed_of(bench: Bench) -> Routed:
         score[name] = np.concatenate([scores.score[scores.configs["method"] == name][0] for scores in chosen])
         ranks = [bench.fit(name, *run).ranking for run in bench.runs]
         if all(map(len, ranks)): ranking[name] = np.concatenate(ranks).astype(float)
-    return Routed(np.concatenate([test for *_, test in pool_splits(bench.matrix, seeds_of(bench))]), score, ranking)
+    return Routed(np.concatenate([bench.rows[seed][3] for seed in seeds_of(bench)]), score, ranking)
 
 
 def seeds_of(bench: Bench) -> list[int]:

@@ -234,11 +234,11 @@ def split(matrix: OutcomeMatrix, seed: int, ratio: float = RATIO) -> tuple[np.nd
     prompt, train, seen = _prompt_of(matrix.tasks), set(), set()
     plain = _plain(prompt)
     for _, mine in sorted(prompt.groupby(matrix.tasks["domain"])):
-        written = mine.groupby(plain[mine.index]).min()  # the first wording, by the alphabet, of what is said
-        new = sorted(set(written.index) - seen, key=lambda said: stable_hash(seed, written[said]))
-        wanted = int(len(written) * ratio + 1e-9) - len(train.intersection(written.index))
+        written = mine.groupby(plain[mine.index]).min().to_dict()  # the first wording, by the alphabet, of what is said
+        new = sorted(written.keys() - seen, key=lambda said: stable_hash(seed, written[said]))
+        wanted = int(len(written) * ratio + 1e-9) - len(train & written.keys())
         train |= set(new[:max(wanted, 0)])
-        seen |= set(written.index)
+        seen |= written.keys()
     rows = plain.isin(train).to_numpy()
     return np.flatnonzero(rows), np.flatnonzero(~rows)
 

@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from ..core.stats import (bootstrap_intervals, fit_weights, percentile_ends, resampled_counts,
-                                    with_interval)
+                                    seeded_counts, with_interval)
 
 # %% ../../nbs/multi_turn/07_metrics.ipynb #cell-004
 RESULT_KEYS = ["rights", "split", "method", "parameter"]
@@ -75,8 +75,8 @@ def contrast(terms: Sequence, column: str = "score", resamples: int = 2000,
     tasks = sorted(set.intersection(*(set(table.columns) for _, table in tables)))
     about = terms[0][1].drop_duplicates("task_id").set_index("task_id").reindex(columns=["fold"]).reindex(tasks)
     fold = pd.factorize(about["fold"], use_na_sentinel=False)[0]
-    rng, n = np.random.default_rng(seed), len(tasks)
-    drawn = resampled_counts(n, resamples, rng)
+    n = len(tasks)
+    drawn, rng = seeded_counts(n, resamples, seed)
     each = [weight * table[tasks].to_numpy() for weight, table in tables]
     sampled = sum(_drawn_fits(values, fold, resamples, rng) for values in each)
     low, high = percentile_ends((drawn * sampled).sum(1) / n)

@@ -11,6 +11,7 @@ __all__ = ['ROUTERS', 'ABSENT', 'SMOKE_SEEDS', 'PROMPT_CUT', 'CHOSEN_POINT', 'PU
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from time import perf_counter
 
 import numpy as np
@@ -199,7 +200,7 @@ class Bench:
         most = {seed: max(len(self.fits_of(name, at)) for name, at in self.fits if at == seed) for seed in self.seeds}
         return [(seed, number) for seed in self.seeds for number in range(most[seed])]
 
-    @property
+    @cached_property
     def routers(self) -> list[str]:
         "Those that could be fitted."
         return list(dict.fromkeys(name for name, seed in self.fits if len(self.fit(name, seed).settings)))
@@ -214,6 +215,27 @@ class Bench:
         "What the fits of a router say of themselves, and how many of them do; else empty."
         said = [fit.note for seed in self.seeds for fit in self.fits_of(name, seed)]
         return "; ".join(f"{note} in {said.count(note)} of {len(said)} fits" for note in sorted({*said} - {""}))
+
+    @cached_property
+    def rows(self) -> dict[int, tuple]:
+        "Seed -> `rows_of` there."
+        return {seed: rows_of(self.matrix, seed) for seed in self.seeds}
+
+    @cached_property
+    def _tested(self) -> dict[int, Scores]:
+        "Seed -> models and bounds on the test rows."
+        return {seed: _references(self.matrix, train, test, seed) for seed, (train, *_, test) in self.rows.items()}
+
+    @cached_property
+    def _validated(self) -> dict[int, Scores]:
+        "Seed -> models and bounds on the validation rows, chosen on the half that routers learned from."
+        found = {}
+        for seed, (_, one, other, _) in self.rows.items():
+            halves = [_references(self.matrix, *half, seed) for half in ((other, one), (one, other))]
+            tasks = pd.concat([h.tasks for h in halves], ignore_index=True)
+            values = (np.hstack([getattr(h, f) for h in halves]) for f in ("score", "cost"))
+            found[seed] = Scores(halves[0].configs, tasks, *values, seed)
+        return found
 
     def _scores(self, seed, number, rows, score, cost) -> Scores:
         """Settings are numbered, since their values (cost weights, thresholds) come from each seed's training prompts.
@@ -230,21 +252,20 @@ class Bench:
 
     def test(self, seed: int, number: int = 0) -> Scores:
         "Models, bounds, and every setting of every router on the test rows of a run."
-        train, _, _, test = rows_of(self.matrix, seed)
-        return stack(*_references(self.matrix, train, test, seed), self._scores(seed, number, test, "score", "cost"))
+        return stack(self._tested[seed], self._scores(seed, number, self.rows[seed][3], "score", "cost"))
 
     def validation(self, seed: int, number: int = 0) -> Scores:
         "The same on the validation rows; reference models are chosen on the half that routers learned from."
-        _, one, other, _ = rows_of(self.matrix, seed)
-        halves = [stack(*_references(self.matrix, *half, seed)) for half in ((other, one), (one, other))]
-        references = Scores(halves[0].configs, pd.concat([h.tasks for h in halves], ignore_index=True),
-                            *(np.hstack([getattr(h, f) for h in halves]) for f in ("score", "cost")), seed)
-        return stack(references, self._scores(seed, number, np.r_[one, other], "held_score", "held_cost"))
+        return stack(self._validated[seed], self._held(seed, number))
+
+    def _held(self, seed, number) -> Scores:
+        "Every setting of every router on the validation rows."
+        _, one, other, _ = self.rows[seed]
+        return self._scores(seed, number, np.r_[one, other], "held_score", "held_cost")
 
     def picks(self, seed: int, number: int = 0) -> dict[str, int]:
         "Router -> number of the setting that validation rows find most accurate, the cheaper of equals."
-        _, one, other, _ = rows_of(self.matrix, seed)
-        tried = most_accurate(self._scores(seed, number, np.r_[one, other], "held_score", "held_cost"))
+        tried = most_accurate(self._held(seed, number))
         several = [name for name in self.routers if len(self.fit(name, seed, number).settings) > 1]
         return {name: 0 for name in self.routers} | {name: int(tried[name]) for name in several}
 
@@ -269,7 +290,7 @@ class Bench:
 # %% ../../nbs/single_turn/05_evaluation.ipynb #cell-020
 def _references(matrix, train, test, seed):
     "Scores of models and bounds on the rows `test`, what is chosen being chosen on the rows `train`."
-    return (Scores.of_models(matrix.take(test), seed), bounds(matrix.take(train), matrix.take(test), seed))
+    return stack(Scores.of_models(matrix.take(test), seed), bounds(matrix.take(train), matrix.take(test), seed))
 
 # %% ../../nbs/single_turn/05_evaluation.ipynb #13214c09
 def _random_seed(seed: int, i: int) -> int: return stable_hash(seed, i) % 2**31 if i else seed
