@@ -195,12 +195,12 @@ def _settle(job: Job, before: dict) -> None:
     for name, content in before.items(): write_atomic(folder / name, content)
 
 # %% ../../nbs/studio/04_reproduce.ipynb #0f27e450
-_COLD_SECONDS = {"mtrouter_main": 2200, "mtrouter_ablations": 730, "mtrouter_sensitivity": 530,
-                 "mtrouter_contrast": 720, "mtrouter_controls": 280, "mtrouter_model_embeddings": 70,
-                 "mtrouter_network": 1000, "mtrouter_new_model": 440, "mtrouter_plans": 270, "mtrouter_cache": 460,
-                 "bench_performance": 1700, "bench_defects": 370, "bench_noise": 180, "bench_embeddings": 370,
-                 "bench_recall_failure": 60, "bench_speed": 80, "perf_engine": 80, "bench_pareto": 60,
-                 "bench_perfcost": 60, "bench_primary": 80, "bench_router_seconds": 90, "mtrouter_estimator": 110}
+_COLD_SECONDS = {"mtrouter_main": 2070, "mtrouter_ablations": 670, "mtrouter_sensitivity": 530,
+                 "mtrouter_contrast": 960, "mtrouter_controls": 220, "mtrouter_model_embeddings": 70,
+                 "mtrouter_network": 1070, "mtrouter_new_model": 310, "mtrouter_plans": 280, "mtrouter_cache": 430,
+                 "bench_performance": 1530, "bench_defects": 350, "bench_noise": 170, "bench_embeddings": 440,
+                 "bench_recall_failure": 40, "bench_speed": 80, "perf_engine": 80, "bench_pareto": 50,
+                 "bench_perfcost": 50, "bench_primary": 60, "bench_router_seconds": 90, "mtrouter_estimator": 110}
 
 # %% ../../nbs/studio/04_reproduce.ipynb #cell-040
 def _state_file(): return project_root() / "build" / "reproduce.json"
