@@ -191,3 +191,13 @@ def test_a_soft_router_keeps_the_rest_for_all():
     p = ope.softened(np.array([0, 2]), 3, .3)
     assert np.allclose(p, [[.8, .1, .1], [.1, .1, .8]])
     with pytest.raises(ValueError, match="stops"): ope.softened(np.array([0, -1]), 3, .3)
+
+
+def test_of_one_turn_the_weights_are_those_of_vw_estimators():
+    rng, n = np.random.default_rng(12), 200
+    logged, target, reward = rng.uniform(.1, .9, n), rng.uniform(0, 1, n), rng.uniform(-1, 1, n)
+    each, p = np.arange(n), np.c_[target, 1 - target]
+    d = ope.Decisions(each, np.zeros(n, int), logged, p, reward, each, np.zeros(n))
+    # vw-estimators 0.2.2, bandits.ips and bandits.snips, fed with these rows one by one
+    assert np.isclose(ope.per_decision(d).value, -0.025719168519455358, rtol=1e-12)
+    assert np.isclose(ope.self_normalised(d).value, -0.01740297364368072, rtol=1e-12)
