@@ -1,7 +1,9 @@
 "The committed tree: walked without models, and acted again where they are installed."
 import pytest
 
-from mtrouter_nb.multi_turn.collect import FIFTY, POOLS, agent_of, members, shard_folder, tree_world
+from mtrouter_nb.analyses.handover import rows_of, type_table
+from mtrouter_nb.multi_turn.collect import (COLLECTIONS, FIFTY, POOLS, PRIMARY, agent_of, gold_share, members,
+                                            shard_folder, tree_world)
 from mtrouter_nb.multi_turn.local_models import lacking
 from mtrouter_nb.multi_turn.rollout import roll
 from mtrouter_nb.multi_turn.routers import SingleModel
@@ -27,6 +29,14 @@ def test_fifty_episodes_are_walked_without_models(tree):
         assert played["score"].between(0, 1).all() and (played["cost_usd"] > 0).all()
         whole += len(played)
     assert whole >= 50
+
+
+def test_primary_types_are_those_of_all_validation_runs(tree):
+    plan = COLLECTIONS["leader-validation-alone"]
+    rows = rows_of(tree_world(plan.models, tree), plan.routers, [task for batch in plan.batches() for task in batch])
+    assert rows["score"].notna().all()
+    table = type_table(rows, gold_share())
+    assert {*table.index[table["primary"]]} == {*PRIMARY}
 
 
 def walk(tree, task, digest):
