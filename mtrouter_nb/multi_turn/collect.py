@@ -173,8 +173,8 @@ def switched_once(models: Sequence[str], turns: Sequence[int] = (5, 10, 20), hub
 
 # %% ../../nbs/multi_turn/17_collect.ipynb #6badd12c
 SHARE = .3  # of each type's tasks, at which chance and rules are looked at outside training
-# Types for primary contrasts, fixed on all validation runs of models alone, before any router: the simulator's walks end
-# well in time in nine of ten cases, and the means of the leader's pool differ by more than .05.
+# Types for primary contrasts, fixed on all validation runs of models alone, before any router: the simulator's walks
+# end well in time in nine of ten cases, and the means of the leader's pool differ by more than .05.
 PRIMARY = ("boil", "change-the-state-of-matter-of", "chemistry-mix-paint-secondary-color", "find-animal",
            "find-non-living-thing", "find-plant", "grow-plant", "identify-life-stages-1",
            "identify-life-stages-2", "lifespan-longest-lived", "lifespan-shortest-lived",
